@@ -1,0 +1,1 @@
+//! Chat templates: minijinja, equal to transformers' `apply_chat_template`.

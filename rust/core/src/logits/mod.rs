@@ -1,0 +1,1 @@
+//! The logits pipeline: processors, warpers, log probabilities.

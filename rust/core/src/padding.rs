@@ -1,0 +1,1 @@
+//! Padding rows to a rectangle.

@@ -1,0 +1,1 @@
+//! A tokenizer.json through the tokenizers crate.

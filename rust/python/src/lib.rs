@@ -1,0 +1,15 @@
+//! The extension module `tokenwire._native`: conversions and GIL release, no logic.
+
+mod errors;
+mod sampling;
+mod text;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    errors::register(module)?;
+    text::register(module)?;
+    sampling::register(module)
+}

@@ -1,0 +1,7 @@
+//! Parameters, generations and the sampler for Python.
+
+use pyo3::prelude::*;
+
+pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

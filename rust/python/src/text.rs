@@ -1,0 +1,7 @@
+//! Tokenizer, chat template and padding for Python.
+
+use pyo3::prelude::*;
+
+pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

@@ -1,0 +1,238 @@
+"""Text, logits and sampling in Rust.
+
+Token ids cross as int64 arrays, logits as C-contiguous float32 (or bfloat16 bits in uint16) ``[rows, vocab]`` on the
+CPU. Every call that works releases the GIL. No call panics across the border: a bug surfaces as ``RuntimeError``.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+
+class InvalidParametersError(ValueError):
+    """One or more parameters are outside their range.
+
+    ``violations`` lists ``(field, rule, value)``: the field's name in ``GenerationConfig``, what must hold, and the
+    value given, all as text.
+    """
+
+    violations: list[tuple[str, str, str]]
+
+class TokenizerError(ValueError):
+    """A tokenizer file cannot be read, or an id lies outside its vocabulary."""
+
+class TemplateError(ValueError):
+    """A chat template refuses its input (``raise_exception``), fails, or exceeds its fuel or output limit."""
+
+@final
+class Tokenizer:
+    """A tokenizer.json through the tokenizers crate. Frozen, shared between threads."""
+
+    @staticmethod
+    def from_file(path: str) -> Tokenizer:
+        """Read a tokenizer.json. Raises TokenizerError."""
+
+    @staticmethod
+    def from_json(json: str) -> Tokenizer:
+        """Read the text of a tokenizer.json. Raises TokenizerError."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest token id, added tokens included."""
+
+    @property
+    def special_token_ids(self) -> list[int]:
+        """Ids of the special (control) tokens, ascending."""
+
+    def token_to_id(self, token: str) -> int | None:
+        """Id of a vocabulary entry as stored."""
+
+    def id_to_token(self, token_id: int) -> str | None:
+        """Vocabulary entry as stored, for example ``Ġworld``."""
+
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> NDArray[np.int64]:
+        """Token ids ``[T]``. With ``parse_special_tokens=False`` no special token comes out of the text."""
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> list[NDArray[np.int64]]:
+        """Like ``encode`` for each text, in parallel. No padding."""
+
+    def encode_with_offsets(
+        self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
+    ) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
+        """Ids ``[T]``, pieces as stored, and UTF-8 byte ranges ``[T, 2]`` in ``text`` (empty for added tokens)."""
+
+    def encode_rendered(self, rendered: RenderedChat) -> NDArray[np.int64]:
+        """Token ids ``[T]`` of a rendered chat: control tokens from the template only, no special tokens added."""
+
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool = True) -> str:
+        """Text of ids; equal to transformers' ``decode`` without clean-up. Raises TokenizerError for unknown ids."""
+
+@final
+class RenderedChat:
+    """What a chat template produced, with the places of the caller's text marked. Frozen."""
+
+    @property
+    def text(self) -> str:
+        """The prompt, equal to ``apply_chat_template(tokenize=False)``."""
+
+@final
+class ChatTemplate:
+    """A chat template, sandboxed, with limits on fuel and output. Frozen, shared between threads."""
+
+    def __init__(self, source: str, *, tokenizer: Tokenizer, special_tokens: dict[str, str]) -> None:
+        """Compile ``source``; ``special_tokens`` are its variables, such as ``bos_token``. Raises TemplateError."""
+
+    def render(
+        self,
+        messages_json: str,
+        *,
+        tools_json: str | None = None,
+        documents_json: str | None = None,
+        variables_json: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        now: float | None = None,
+    ) -> RenderedChat:
+        """Render a conversation, given as JSON in the shape that ``apply_chat_template`` takes.
+
+        ``now`` (seconds since the epoch) is what ``strftime_now`` sees in the local time zone; None is the clock.
+        Raises TemplateError.
+        """
+
+@final
+class Padded:
+    """Rows made rectangular: three int64 arrays ``[B, T]``."""
+
+    @property
+    def input_ids(self) -> NDArray[np.int64]: ...
+    @property
+    def attention_mask(self) -> NDArray[np.int64]:
+        """1 for tokens, 0 for padding."""
+
+    @property
+    def position_ids(self) -> NDArray[np.int64]:
+        """Position of each token in its row from 0; padding holds 0."""
+
+def pad(
+    rows: Sequence[NDArray[np.int64]],
+    *,
+    pad_token_id: int,
+    side: Literal["left", "right"],
+    multiple_of: int = 1,
+) -> Padded:
+    """Pad rows to the longest one, rounded up to ``multiple_of``. Raises InvalidParametersError."""
+
+@final
+class SamplingParams:
+    """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        do_sample: bool = False,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        typical_p: float = 1.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: dict[int, float] | None = None,
+        suppress_tokens: Sequence[int] = (),
+        seed: int = 0,
+        logprobs: int | None = None,
+        processed_logprobs: bool = False,
+    ) -> None:
+        """Raises InvalidParametersError with every violation."""
+
+@final
+class StoppingParams:
+    """When a sequence ends. Frozen."""
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        max_new_tokens: int,
+        min_new_tokens: int = 0,
+        eos_token_ids: Sequence[int] = (),
+        stop_token_ids: Sequence[int] = (),
+        stop_strings: Sequence[str] = (),
+        include_stop_string: bool = False,
+    ) -> None:
+        """Raises InvalidParametersError with every violation."""
+
+@final
+class Generation:
+    """The state of one sequence: history, random counter, detokenizer, stop matcher."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int] | NDArray[np.int64],
+        sampling: SamplingParams,
+        stopping: StoppingParams,
+        *,
+        sequence_index: int = 0,
+        skip_special_tokens: bool = True,
+    ) -> None: ...
+    @property
+    def num_generated(self) -> int:
+        """Tokens generated so far."""
+
+    @property
+    def is_finished(self) -> bool: ...
+
+@final
+class Emission:
+    """What one step gave one sequence. Frozen."""
+
+    @property
+    def token_id(self) -> int:
+        """The chosen token; -1 with ``error``."""
+
+    @property
+    def text(self) -> str:
+        """Text that became certain; may be empty. On the last step it holds everything still held back."""
+
+    @property
+    def finish_reason(self) -> Literal["eos", "length", "stop_string", "stop_token"] | None: ...
+    @property
+    def stop_string(self) -> str | None: ...
+    @property
+    def stop_token_id(self) -> int | None: ...
+    @property
+    def logprob(self) -> float | None:
+        """Natural log probability of the chosen token, when asked for."""
+
+    @property
+    def top_logprobs(self) -> list[tuple[int, float]]:
+        """(token id, log probability), best first; empty unless asked for."""
+
+    @property
+    def error(self) -> str | None:
+        """Why this row alone failed: its logits hold NaN, or no token is allowed. The sequence is finished."""
+
+@final
+class Sampler:
+    """Processors, choice, detokenization and stop checks for a whole batch."""
+
+    def __init__(self) -> None: ...
+    def step(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], generations: Sequence[Generation]
+    ) -> list[Emission]:
+        """Choose and append one token per row.
+
+        ``logits``: float32, or bfloat16 bits as uint16, ``[len(generations), vocab]``, C-contiguous; not changed.
+        A row's result does not depend on the other rows. Raises ValueError on a shape mismatch, on a finished
+        generation and on one that occurs twice.
+        """

@@ -1,0 +1,135 @@
+"""Frozen settings of the service: the only place where a setting, its default and its meaning are written.
+
+`cli.py` fills these from flags, environment (``TOKENWIRE_<NAME>``) and a TOML file, in that order of precedence;
+`docs/configuration.md` is generated from them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from cyclopts import Group, Parameter
+
+Quantization = Literal["none", "nf4", "fp4", "int8"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+_MODEL = Group("Model", sort_key=1)
+_ENGINE = Group("Engine", sort_key=2)
+_SERVER = Group("Server", sort_key=3)
+_LIMITS = Group("Limits", sort_key=4)
+_LOG = Group("Logging", sort_key=5)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Which model, and how it is loaded."""
+
+    model: Annotated[str, Parameter(group=_MODEL)]
+    """Folder with a checkpoint, a GGUF file, or a hub id."""
+    model_id: Annotated[str | None, Parameter(group=_MODEL)] = None
+    """Name that requests use. Default: the last part of the model path."""
+    revision: Annotated[str | None, Parameter(group=_MODEL)] = None
+    """Branch, tag or commit of a hub id."""
+    device: Annotated[str, Parameter(group=_MODEL)] = "auto"
+    """Device: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1."""
+    device_map: Annotated[str | None, Parameter(group=_MODEL)] = None
+    """Spread over devices as accelerate does: auto, balanced, sequential, or a JSON object of module to device."""
+    dtype: Annotated[DType, Parameter(group=_MODEL)] = "auto"
+    """Type of unquantized weights. auto: the checkpoint's on a GPU, float32 on the CPU."""
+    quantize: Annotated[Quantization, Parameter(group=_MODEL)] = "none"
+    """bitsandbytes quantization of the linear layers at load."""
+    double_quant: Annotated[bool, Parameter(group=_MODEL)] = False
+    """Quantize the quantization constants of nf4 and fp4 as well."""
+    compute_dtype: Annotated[DType, Parameter(group=_MODEL)] = "auto"
+    """Type of the arithmetic on 4-bit weights. auto: the dtype."""
+    skip_modules: Annotated[tuple[str, ...], Parameter(group=_MODEL)] = ()
+    """Names of modules left unquantized. Default: those that transformers leaves out (the output head)."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineConfig:
+    """How requests share the model."""
+
+    max_running: Annotated[int, Parameter(group=_ENGINE)] = 64
+    """Rows generated at the same time; more requests wait."""
+    max_step_tokens: Annotated[int, Parameter(group=_ENGINE)] = 512
+    """Tokens of one forward pass: decode rows first, the rest is filled with prefill chunks."""
+    block_size: Annotated[int, Parameter(group=_ENGINE)] = 16
+    """Tokens per block of the KV cache."""
+    kv_cache_memory: Annotated[str | None, Parameter(group=_ENGINE)] = None
+    """Memory of the KV cache, for example 512MiB or 2GiB. Default: kv_cache_fraction of what is free."""
+    kv_cache_fraction: Annotated[float, Parameter(group=_ENGINE)] = 0.3
+    """Fraction of the memory free after loading that the KV cache takes."""
+    max_context: Annotated[int | None, Parameter(group=_ENGINE)] = None
+    """Most tokens of prompt and answer together. Default: what the model was trained for."""
+    threads: Annotated[int | None, Parameter(group=_ENGINE)] = None
+    """CPU threads of the forward pass. Default: the cores this process may use."""
+    forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
+    """auto: paged where the model allows it. padded: never paged, for comparison."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerConfig:
+    """Where the service listens and how it stops."""
+
+    host: Annotated[str, Parameter(group=_SERVER)] = "127.0.0.1"
+    """Address to listen on."""
+    port: Annotated[int, Parameter(group=_SERVER)] = 50051
+    """Port to listen on; 0 lets the system choose."""
+    reflection: Annotated[bool, Parameter(group=_SERVER)] = True
+    """Answer gRPC server reflection, for grpcurl and the like."""
+    drain_grace: Annotated[float, Parameter(group=_SERVER)] = 30.0
+    """Seconds that running requests get to finish after SIGTERM."""
+    slow_reader_timeout: Annotated[float, Parameter(group=_SERVER)] = 30.0
+    """Seconds after which a stream whose client stopped reading is cut off."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LimitsConfig:
+    """Bounds of requests, checked before any work and reported by GetModel."""
+
+    max_queued: Annotated[int, Parameter(group=_LIMITS)] = 256
+    """Requests that may wait."""
+    max_batch_size: Annotated[int, Parameter(group=_LIMITS)] = 256
+    """Prompts in one GenerateBatch."""
+    max_stop_strings: Annotated[int, Parameter(group=_LIMITS)] = 64
+    """Strings in stop_strings."""
+    max_stop_string_bytes: Annotated[int, Parameter(group=_LIMITS)] = 256
+    """UTF-8 bytes of one stop string."""
+    max_token_ids: Annotated[int, Parameter(group=_LIMITS)] = 4096
+    """Ids in stop_token_ids, eos_token_id or suppress_tokens."""
+    max_logit_bias: Annotated[int, Parameter(group=_LIMITS)] = 4096
+    """Entries of logit_bias."""
+    max_logprobs: Annotated[int, Parameter(group=_LIMITS)] = 20
+    """Most likely tokens whose log probabilities may be asked for."""
+    max_messages: Annotated[int, Parameter(group=_LIMITS)] = 1024
+    """Messages in one conversation."""
+    max_tools: Annotated[int, Parameter(group=_LIMITS)] = 128
+    """Tools in one conversation."""
+    max_message_bytes: Annotated[int, Parameter(group=_LIMITS)] = 4 * 1024 * 1024
+    """Bytes of one request message."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogConfig:
+    """What is written to standard error."""
+
+    log_format: Annotated[Literal["text", "json"], Parameter(group=_LOG)] = "text"
+    """One readable line, or one JSON object, per event."""
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], Parameter(group=_LOG)] = "info"
+    """Least important level that is written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig:
+    """All settings of `tokenwire serve`."""
+
+    model: ModelConfig
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    server: ServerConfig = field(default_factory=ServerConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,68 @@
+"""What the front sees of the engine. `process.py` implements it over a child process; tests put a fake in its place."""
+
+from collections.abc import Callable, Sequence
+from enum import Enum
+from typing import Protocol
+
+from tokenwire.engine.protocol import Delta, ModelInfo, Stats
+from tokenwire.engine.settings import GenerationSettings
+
+
+class EngineState(Enum):
+    """Life of the engine as health reports it; only READY serves."""
+
+    LOADING = "loading"
+    READY = "ready"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+class TokenStream(Protocol):
+    """What one submitted sequence gives, in order. The last Delta carries ``finish``; then the iteration ends.
+
+    A reader that lags gets merged deltas: texts joined, ids and log probabilities in sequence.
+    Iterating raises RowFailedError, EngineUnavailableError or RequestAbortedError if the sequence ends without
+    a Finish.
+    """
+
+    def __aiter__(self) -> "TokenStream": ...
+
+    async def __anext__(self) -> Delta: ...
+
+    def close(self) -> None:
+        """Give up: the engine frees the row and its blocks before its next forward pass. No-op once finished."""
+
+
+class EngineHandle(Protocol):
+    """The engine, from the front's event loop. Not for other threads."""
+
+    @property
+    def state(self) -> EngineState: ...
+
+    @property
+    def phase(self) -> str:
+        """What start-up is doing, for the log and error texts."""
+
+    @property
+    def info(self) -> ModelInfo:
+        """The loaded model. Raises EngineUnavailableError before the first READY."""
+
+    def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
+        """Call ``callback`` at every change of ``state``, on the event loop."""
+
+    async def start(self) -> ModelInfo:
+        """Spawn, load, warm up. Raises ModelLoadError with one line for the operator."""
+
+    def submit(
+        self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0
+    ) -> TokenStream:
+        """Queue one validated sequence. Raises QueueFullError or EngineUnavailableError at once, never waits."""
+
+    async def stats(self) -> Stats:
+        """The engine's counters between two steps. Raises EngineUnavailableError."""
+
+    async def drain(self, grace_s: float) -> None:
+        """Refuse new sequences and wait for the running ones, at most ``grace_s`` seconds; then abort the rest."""
+
+    async def stop(self) -> None:
+        """End the process. Open streams raise EngineUnavailableError. Idempotent; leaves no process behind."""

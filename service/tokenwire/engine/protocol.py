@@ -1,0 +1,162 @@
+"""Frames between the front and the engine process: a closed set of commands one way, of events the other.
+
+Each frame is a MessagePack value behind a 4-byte little-endian length (see `channel.py`). Nothing is pickled.
+Request ids here are integers that the front hands out; they never leave the service.
+"""
+
+import msgspec
+
+from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
+
+
+# ---- commands: front to engine -----------------------------------------------------------------------------
+
+
+class Start(msgspec.Struct, frozen=True, tag="start"):
+    """First command, once: load this model and run."""
+
+    model: ModelConfig
+    engine: EngineConfig
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """Generate one sequence. The front has validated everything; it ends in exactly one Finish, Failure or Abort."""
+
+    request: int
+    prompt_ids: list[int]
+    settings: GenerationSettings
+    sequence_index: int = 0
+
+
+class Abort(msgspec.Struct, frozen=True, tag="abort"):
+    """Forget these requests before the next forward pass. Unknown and finished ones are ignored. Not answered."""
+
+    requests: list[int]
+
+
+class GetStats(msgspec.Struct, frozen=True, tag="get_stats"):
+    """Answer with Stats after the current step."""
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """End the process after the current step, whatever is running. A closed socket means the same."""
+
+
+Command = Start | Submit | Abort | GetStats | Stop
+
+
+# ---- events: engine to front -------------------------------------------------------------------------------
+
+
+class Loading(msgspec.Struct, frozen=True, tag="loading"):
+    """A phase of start-up begins: importing, loading, quantizing, checking, warming."""
+
+    phase: str
+
+
+class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """What the loaded model is; the domain form of model_service.proto's Model."""
+
+    model_id: str
+    revision: str
+    architecture: str
+    quantization: str
+    dtype: str
+    device_map: dict[str, str]
+    forward_path: str
+    """paged or padded."""
+    forward_path_reason: str
+    parameter_count: int
+    context_length: int
+    vocab_size: int
+    """Columns of the logits: every id that can be generated or embedded is below it."""
+    kv_token_capacity: int
+    """Tokens that the KV cache holds, over all sequences."""
+    special_tokens: dict[str, str]
+    """Variables of the chat template: bos_token, eos_token and so on."""
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int | None
+    tokenizer_json: str
+    chat_template: str | None
+    defaults: GenerationOverrides
+    """From generation_config.json."""
+    unapplied_defaults: tuple[str, ...]
+    """Settings of generation_config.json that are not served, as name=value."""
+
+
+class Ready(msgspec.Struct, frozen=True, tag="ready"):
+    """The model is loaded and a warm-up token came out."""
+
+    info: ModelInfo
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="load_failed"):
+    """The model cannot be served; the process ends after this. One line for the operator."""
+
+    message: str
+
+
+class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
+    """Log probabilities at one position."""
+
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+class Finish(msgspec.Struct, frozen=True, array_like=True):
+    """How a sequence ended, and its figures."""
+
+    reason: str
+    """eos, length, stop_string or stop_token."""
+    stop_string: str | None
+    stop_token_id: int | None
+    prompt_token_count: int
+    completion_token_count: int
+    queue_ms: float
+    prefill_ms: float
+    decode_ms: float
+
+
+class Delta(msgspec.Struct, array_like=True):
+    """What one step gave one request. ``finish`` on its last one."""
+
+    request: int
+    token_ids: list[int]
+    text: str
+    logprobs: list[TokenLogprobs]
+    """One per token when asked for, else empty."""
+    finish: Finish | None
+
+
+class Failure(msgspec.Struct, frozen=True, array_like=True):
+    """A request that ended without an answer."""
+
+    request: int
+    kind: str
+    """row (no usable logits), step (the forward pass raised), or capacity (can never fit)."""
+    message: str
+    """For the log; never sent to a client."""
+
+
+class StepOutputs(msgspec.Struct, tag="step"):
+    """All that one step gave, in one message."""
+
+    deltas: list[Delta]
+    failures: list[Failure]
+
+
+class Stats(msgspec.Struct, frozen=True, tag="stats"):
+    """A look at the engine between two steps."""
+
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_free: int
+    steps: int
+    preemptions: int
+    resident_bytes: int
+
+
+Event = Loading | Ready | LoadFailed | StepOutputs | Stats

@@ -1,0 +1,96 @@
+"""The errors of tokenwire below the gRPC layer.
+
+TokenwireError
+├── ConfigurationError        the operator's settings cannot work; `serve` ends with exit code 2
+├── ModelLoadError            the checkpoint cannot be loaded or does not fit; `serve` ends with exit code 1
+├── RequestError              one request is refused or fails; the service goes on
+│   ├── InvalidRequestError   violations of field rules, all of them
+│   ├── UnknownModelError     a model id that is not served
+│   ├── UnsupportedError      something this model cannot do, for example chat without a template
+│   ├── QueueFullError        no room to wait; try again later
+│   ├── RowFailedError        the model gave this row no usable logits
+│   └── RequestAbortedError   cancelled by its caller
+└── EngineUnavailableError    loading, draining, or the engine died; try again later
+
+`interceptors.py` holds the one table from these to gRPC statuses.
+"""
+
+from dataclasses import dataclass
+
+
+class TokenwireError(Exception):
+    """Base of all errors raised on purpose."""
+
+
+class ConfigurationError(TokenwireError):
+    """The operator's settings cannot work."""
+
+
+class ModelLoadError(TokenwireError):
+    """The checkpoint cannot be loaded or does not fit."""
+
+
+class RequestError(TokenwireError):
+    """One request is refused or fails; the service goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field that breaks a rule: its path in the request, the rule, and the value given (shortened)."""
+
+    field: str
+    rule: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.rule}, got {self.value}"
+
+
+class InvalidRequestError(RequestError):
+    """The request breaks rules; carries every violation."""
+
+    def __init__(self, violations: list[Violation]) -> None:
+        super().__init__("; ".join(str(violation) for violation in violations))
+        self.violations = violations
+
+
+class UnknownModelError(RequestError):
+    """The request names a model that is not served."""
+
+    def __init__(self, model: str, served: str) -> None:
+        super().__init__(f"model {model!r} is not served here; the served model is {served!r}")
+        self.model = model
+        self.served = served
+
+
+class UnsupportedError(RequestError):
+    """The served model cannot do what is asked. ``reason`` is a stable UPPER_SNAKE_CASE identifier."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class QueueFullError(RequestError):
+    """Too many requests are waiting."""
+
+    def __init__(self, limit: int, retry_after_s: float) -> None:
+        super().__init__(f"{limit} requests are waiting already; try again in {retry_after_s:g} s")
+        self.limit = limit
+        self.retry_after_s = retry_after_s
+
+
+class RowFailedError(RequestError):
+    """The model gave this row no usable logits."""
+
+
+class RequestAbortedError(RequestError):
+    """The request was cancelled."""
+
+
+class EngineUnavailableError(TokenwireError):
+    """The engine is loading, draining or gone. ``retry_after_s``: when to try again, in seconds."""
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s

@@ -1,0 +1,52 @@
+"""What a runner is given and what it gives: the border between the engine and the model."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardBatch:
+    """One forward pass over B sequences, packed without padding: decode rows first, then prefill chunks.
+
+    All lists have B entries, in the same order.
+    """
+
+    sequence_ids: list[int]
+    """Stable id of each sequence, for runners that keep state by sequence."""
+    token_ids: list[list[int]]
+    """The tokens to compute now: one for a decode row, a chunk for a prefill row."""
+    num_computed_tokens: list[int]
+    """Tokens of the sequence already in the KV cache; the first new token has this position."""
+    block_tables: list[list[int]]
+    """Blocks of the KV cache that hold the sequence, in order; they cover the new tokens as well."""
+    wants_logits: list[bool]
+    """Whether the row's last token needs logits: false for a prefill chunk that is not the last."""
+
+
+class Runner(Protocol):
+    """Runs the model. Used from one thread."""
+
+    vocab_size: int
+    """Columns of the logits."""
+    context_length: int
+    """Most positions of one sequence."""
+    num_blocks: int
+    """Blocks of the KV cache."""
+    block_size: int
+    """Tokens per block."""
+    max_prefill_rows: int | None
+    """Most prefill rows in one batch; None for no limit."""
+    supports_chunked_prefill: bool
+    """False where a prompt must be computed in one pass."""
+
+    def forward(self, batch: ForwardBatch) -> NDArray[np.float32] | NDArray[np.uint16]:
+        """Logits of the rows with ``wants_logits``, in order: float32, or bfloat16 bits as uint16, ``[rows, V]``.
+
+        C-contiguous on the CPU; valid until the next call.
+        """
+
+    def release(self, sequence_ids: list[int]) -> None:
+        """Forget sequences that ended or were preempted. Their blocks may be reused at the next forward."""

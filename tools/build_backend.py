@@ -1,0 +1,49 @@
+"""PEP 517 backend: generate the protobuf stubs into the package, then let maturin build the wheel.
+
+maturin has no step for generated code; without this, a wheel built by plain ``pip wheel .`` would lack the stubs.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import maturin
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTO = ROOT / "proto"
+PACKAGE = ROOT / "service"
+
+
+def generate_stubs() -> None:
+    """Run protoc over ``proto/`` into ``service/``: messages, type stubs and gRPC stubs of `tokenwire.v1`."""
+    out = PACKAGE / "tokenwire" / "v1"
+    out.mkdir(exist_ok=True)
+    protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO}", f"--python_out={PACKAGE}",
+         f"--pyi_out={PACKAGE}", f"--grpc_python_out={PACKAGE}", *protos],
+        check=True,
+    )
+    (out / "__init__.py").write_text('"""Generated from proto/tokenwire/v1; do not edit."""\n')
+
+
+def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    generate_stubs()
+    return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
+
+
+def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
+    generate_stubs()
+    return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
+
+
+build_sdist = maturin.build_sdist
+prepare_metadata_for_build_wheel = maturin.prepare_metadata_for_build_wheel
+prepare_metadata_for_build_editable = maturin.prepare_metadata_for_build_wheel
+get_requires_for_build_wheel = maturin.get_requires_for_build_wheel
+get_requires_for_build_editable = maturin.get_requires_for_build_editable
+get_requires_for_build_sdist = maturin.get_requires_for_build_sdist
+
+if __name__ == "__main__":
+    generate_stubs()
