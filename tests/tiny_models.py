@@ -130,7 +130,7 @@ def _config(family: str) -> Any:
         case "gpt2":
             return transformers.GPT2Config(**ids, n_embd=64, n_layer=3, n_head=4, n_positions=CONTEXT_LENGTH)
         case "bloom":
-            return transformers.BloomConfig(**ids, hidden_size=64, n_layer=3, n_head=4)
+            return transformers.BloomConfig(**ids, hidden_size=64, n_layer=3, n_head=4, seq_length=CONTEXT_LENGTH)
         case "falcon":
             return transformers.FalconConfig(
                 **ids,
