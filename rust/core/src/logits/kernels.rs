@@ -4,9 +4,8 @@
 //! `#[target_feature]` would need `unsafe`. Lanes, the order of every sum and each fused multiply-add are fixed in the
 //! source, so the results are the same bits on every CPU (one from before 2013, without the instruction, is slow).
 
-// Inlining is what lets a loop be compiled for the instruction set of its caller. Values are compared exactly on
-// purpose: equal logits are ties.
-#![allow(clippy::inline_always, clippy::float_cmp)]
+// Inlining is what lets a loop be compiled for the instruction set of its caller.
+#![allow(clippy::inline_always)]
 
 /// Elements per entry of a row's chunk maxima.
 pub const CHUNK: usize = 128;
@@ -95,21 +94,8 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Whether any of `values` is NaN.
-    pub fn has_nan<'a>(values: &'a [f32]) -> bool {
-        let (groups, tail) = values.as_chunks::<MAX_LANES>();
-        let mut nan = [0_u32; MAX_LANES];
-        for group in groups {
-            for lane in 0..MAX_LANES {
-                nan[lane] |= u32::from(group[lane].is_nan());
-            }
-        }
-        nan.iter().any(|&lane| lane != 0) || tail.iter().any(|value| value.is_nan())
-    }
-}
-
 /// Index of the first value equal to `wanted`, which `maxima` (of [`scan`]) tells how to find.
+#[must_use]
 pub fn position(values: &[f32], maxima: &[f32], wanted: f32) -> Option<usize> {
     let chunk = maxima.iter().position(|&maximum| maximum == wanted)?;
     let start = chunk * CHUNK;
@@ -147,10 +133,10 @@ kernel! {
 /// `exp(x)` for `x <= 0`, within 2 units in the last place; 0 where the result would be subnormal.
 ///
 /// Cephes' expf: `x = n ln 2 + r`, a polynomial in `r`, and `2^n` put together from bits. The large constant rounds to
-/// an integer and leaves it in the low bits of the sum.
+/// an integer and leaves it in the low bits of the sum. Private: outside a kernel `mul_add` would be a function call.
 #[inline(always)]
 #[allow(clippy::excessive_precision, clippy::unreadable_literal, clippy::approx_constant)] // Cephes' constants.
-pub fn exp(x: f32) -> f32 {
+fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12582912.0; // 1.5 * 2^23
     let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = rounded - ROUND;
@@ -215,14 +201,14 @@ fn block_exp_sum(block: &[f32], max: f32, rate: f32) -> f64 {
     total
 }
 
-/// Writes `exp(value - max)` of each value and returns their sum; `max` is the largest value and finite.
-pub fn exps(values: &[f32], max: f32, out: &mut Vec<f32>) -> f64 {
+/// Writes `exp((value - max) * rate)` of each value and returns their sum; `max` is the largest value and finite.
+pub fn exps(values: &[f32], max: f32, rate: f32, out: &mut Vec<f32>) -> f64 {
     out.resize(values.len(), 0.0);
-    exps_into(values, max, out)
+    exps_into(values, max, rate, out)
 }
 
 kernel! {
-    fn exps_into<'a>(values: &'a [f32], max: f32, out: &'a mut [f32]) -> f64 {
+    fn exps_into<'a>(values: &'a [f32], max: f32, rate: f32, out: &'a mut [f32]) -> f64 {
         let mut total = 0.0;
         for (block, out) in values.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
             let (groups, tail) = block.as_chunks::<SUM_LANES>();
@@ -230,16 +216,47 @@ kernel! {
             let mut lanes = [0.0_f32; SUM_LANES];
             for (group, out) in groups.iter().zip(out_groups) {
                 for lane in 0..SUM_LANES {
-                    out[lane] = exp(group[lane] - max);
+                    out[lane] = exp((group[lane] - max) * rate);
                     lanes[lane] += out[lane];
                 }
             }
             total += sum_lanes(lanes);
             for (&value, out) in tail.iter().zip(out_tail) {
-                *out = exp(value - max);
+                *out = exp((value - max) * rate);
                 total += f64::from(*out);
             }
         }
         total
+    }
+}
+
+/// Writes the bin of each value: of `bins` equal ones between `low` and the largest value, the first also for all
+/// values below.
+pub fn bins_of(values: &[f32], low: f32, bins_per_unit: f32, bins: u32, out: &mut Vec<u32>) {
+    out.resize(values.len(), 0);
+    bins_into(values, low, bins_per_unit, bins, out);
+}
+
+kernel! {
+    fn bins_into<'a>(values: &'a [f32], low: f32, bins_per_unit: f32, bins: u32, out: &'a mut [u32]) -> () {
+        // Adding 2^23 leaves the rounded integer in the low bits. Comparisons this way round send -inf to 0.
+        const ROUND: f32 = 8_388_608.0;
+        #[allow(clippy::cast_precision_loss)] // A few thousand.
+        let last = (bins - 1) as f32;
+        for (bin, &value) in out.iter_mut().zip(values) {
+            let place = (value - low) * bins_per_unit;
+            let place = if place > 0.0 { place } else { 0.0 };
+            let place = if place < last { place } else { last };
+            *bin = (place + ROUND).to_bits() & 0x007f_ffff;
+        }
+    }
+}
+
+kernel! {
+    /// Maxima of each 16 values; a rest of less than 16 is left out.
+    pub fn fine_maxima<'a>(values: &'a [f32], out: &'a mut Vec<f32>) -> () {
+        let (groups, _) = values.as_chunks::<16>();
+        out.clear();
+        out.extend(groups.iter().map(|&group| halve::<1, 2>(halve::<2, 4>(halve::<4, 8>(halve::<8, 16>(group))))[0]));
     }
 }
