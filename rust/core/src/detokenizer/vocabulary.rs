@@ -59,6 +59,11 @@ impl Vocabulary {
         self.entry(id).is_some_and(|entry| entry.kind != Kind::Unused)
     }
 
+    /// Whether a token has this id and is special.
+    pub(crate) fn is_special(&self, id: u32) -> bool {
+        self.entry(id).is_some_and(|entry| entry.kind == Kind::Special)
+    }
+
     /// What the decoder chain takes for a token; none for unknown ids and for special ones that are skipped.
     pub(crate) fn piece(&self, id: u32, skip_special_tokens: bool) -> Option<&[u8]> {
         let entry = self.entry(id)?;

@@ -1,9 +1,14 @@
 //! A tokenizer.json through the tokenizers crate.
 
+mod added;
+mod encode;
 mod selfcheck;
+
+pub use encode::TokenSpans;
 
 use crate::detokenizer::{self, DecodePlan, Vocabulary};
 use crate::error::{Error, Result};
+use added::AddedTokens;
 use std::path::Path;
 
 /// Highest number of ids that a file may define: a single wild id must not claim gigabytes.
@@ -12,6 +17,7 @@ const MAX_VOCAB_SIZE: usize = 1 << 24;
 /// A tokenizer: text to ids and back. Immutable; share it with `Arc`.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
+    added: AddedTokens,
     vocabulary: Vocabulary,
     plan: DecodePlan,
     special_token_ids: Vec<u32>,
@@ -57,7 +63,8 @@ impl Tokenizer {
             .map(|(&id, _)| id)
             .collect();
         special_token_ids.sort_unstable();
-        let tokenizer = Self { inner, vocabulary, plan, special_token_ids };
+        let added = AddedTokens::new(&inner)?;
+        let tokenizer = Self { inner, added, vocabulary, plan, special_token_ids };
         selfcheck::decoding(&tokenizer)?;
         Ok(tokenizer)
     }
