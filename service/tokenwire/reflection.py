@@ -44,9 +44,10 @@ def _add_v1_descriptors(pool: descriptor_pool.DescriptorPool) -> None:
     alpha.name, alpha.package = _FILE, V1
     for message in alpha.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(f".{V1ALPHA}.", f".{V1}.")
+            if field.HasField("type_name"):
+                field.type_name = field.type_name.replace(V1ALPHA, V1)
     for service in alpha.service:
         for method in service.method:
-            method.input_type = method.input_type.replace(f".{V1ALPHA}.", f".{V1}.")
-            method.output_type = method.output_type.replace(f".{V1ALPHA}.", f".{V1}.")
+            method.input_type = method.input_type.replace(V1ALPHA, V1)
+            method.output_type = method.output_type.replace(V1ALPHA, V1)
     pool.AddSerializedFile(alpha.SerializeToString())
