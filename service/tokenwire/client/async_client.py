@@ -41,6 +41,8 @@ class AsyncStream(StreamBase):
 
     async def __aenter__(self) -> Self:
         self._call = self._open()
+        if self._cancelled:
+            self._call.cancel()
         try:
             message = await self._read()
             if message is not _EOF:

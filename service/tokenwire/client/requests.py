@@ -79,14 +79,14 @@ def prompt_message(
     parse_special_tokens: bool | None = None,
 ) -> generation_service_pb2.Prompt:
     """A Prompt from text or token ids."""
-    if isinstance(prompt, str):
-        return generation_service_pb2.Prompt(
-            text=prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-        )
     try:
+        if isinstance(prompt, str):
+            return generation_service_pb2.Prompt(
+                text=prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+            )
         return generation_service_pb2.Prompt(token_ids=prompt)
     except (TypeError, ValueError) as error:
-        raise _invalid(f"{path}.token_ids", f"must be text or integers ({error})") from None
+        raise _invalid(path, f"must be Unicode text or token ids ({error})") from None
 
 
 def _json_object(value: Any, path: str) -> str:

@@ -39,6 +39,9 @@ class Stream(StreamBase):
 
     def __enter__(self) -> Self:
         self._call = self._open()
+        if self._cancelled:
+            # By a signal handler or another thread, before there was a call.
+            self._call.cancel()
         try:
             message = self._read()
             if message is not None:
