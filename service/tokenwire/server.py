@@ -111,14 +111,14 @@ class Server:
         self._install_signals()
         try:
             await server.start()
-            logger.info("listening on %s", address)
+            logger.info("listening", extra={"fields": {"address": address}})
             self.listening.set()
             if await self._load(engine, backend):
                 _report(health, backend)
                 logger.info("ready", extra={"fields": backend.summary()})
                 self.ready.set()
                 await self._stop_requested.wait()
-                logger.info("draining for at most %g s", config.server.drain_grace)
+                logger.info("draining", extra={"fields": {"grace_s": config.server.drain_grace}})
                 backend.draining = True
                 _report(health, backend)
                 await self._unless_stopped_now(engine.drain(config.server.drain_grace))
