@@ -4,8 +4,10 @@ use crate::errors::{TokenizerError, guard, to_py};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use tokenwire_core::chat_template::ChatInput;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::padding::{self, Side};
 use tokenwire_core::{chat_template, tokenizer};
@@ -126,6 +128,53 @@ impl RenderedChat {
     }
 }
 
+/// A compiled chat template.
+#[pyclass(frozen, module = "tokenwire._native")]
+pub struct ChatTemplate(chat_template::ChatTemplate);
+
+#[pymethods]
+impl ChatTemplate {
+    #[new]
+    #[pyo3(signature = (source, *, tokenizer, special_tokens))]
+    fn new(
+        py: Python<'_>,
+        source: &str,
+        tokenizer: &Tokenizer,
+        special_tokens: HashMap<String, String>,
+    ) -> PyResult<Self> {
+        let special_tokens = special_tokens.into_iter().collect();
+        guard(py, || chat_template::ChatTemplate::new(source, &tokenizer.0, special_tokens)).map(Self)
+    }
+
+    #[pyo3(signature = (
+        messages_json, *, tools_json = None, documents_json = None, variables_json = None,
+        add_generation_prompt = false, continue_final_message = false, now = None,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "each is a keyword argument in Python")]
+    fn render(
+        &self,
+        py: Python<'_>,
+        messages_json: &str,
+        tools_json: Option<&str>,
+        documents_json: Option<&str>,
+        variables_json: Option<&str>,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+        now: Option<f64>,
+    ) -> PyResult<RenderedChat> {
+        let input = ChatInput {
+            messages_json,
+            tools_json,
+            documents_json,
+            variables_json,
+            add_generation_prompt,
+            continue_final_message,
+            now,
+        };
+        guard(py, || self.0.render(&input)).map(RenderedChat)
+    }
+}
+
 /// Rows made rectangular.
 #[pyclass(frozen, module = "tokenwire._native")]
 pub struct Padded {
@@ -193,6 +242,7 @@ fn pad(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
     module.add_class::<RenderedChat>()?;
+    module.add_class::<ChatTemplate>()?;
     module.add_class::<Padded>()?;
     module.add_function(wrap_pyfunction!(pad, module)?)
 }

@@ -56,10 +56,14 @@ impl Tokenizer {
         add_special_tokens: bool,
         parse_special_tokens: bool,
     ) -> Result<TokenSpans> {
-        let encoding = self.run(text, add_special_tokens, control(parse_special_tokens), OffsetType::Byte)?;
+        // By characters, as transformers asks: where offsets are trimmed, the crate counts in the unit it was asked for.
+        let encoding = self.run(text, add_special_tokens, control(parse_special_tokens), OffsetType::Char)?;
         let ids = encoding.get_ids().to_vec();
         let tokens = ids.iter().map(|&id| self.id_to_token(id).unwrap_or_default()).collect();
-        Ok(TokenSpans { ids, tokens, offsets: encoding.get_offsets().to_vec() })
+        let starts: Vec<usize> = text.char_indices().map(|(at, _)| at).chain([text.len()]).collect();
+        let byte = |character: usize| starts.get(character).copied().unwrap_or(text.len());
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| (byte(start), byte(end))).collect();
+        Ok(TokenSpans { ids, tokens, offsets })
     }
 
     /// Token ids of a rendered chat. Control tokens come from the template alone: what the caller wrote is spelled.

@@ -81,6 +81,12 @@ impl Tokenizer {
         &self.special_token_ids
     }
 
+    /// Names of the special tokens, and whether each is looked for in normalized text.
+    pub(crate) fn special_token_names(&self) -> Vec<(String, bool)> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added.values().filter(|token| token.special).map(|token| (token.content.clone(), token.normalized)).collect()
+    }
+
     /// Id of a vocabulary entry as stored.
     #[must_use]
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
