@@ -5,7 +5,7 @@ CPU. Every call that works releases the GIL. No call panics across the border: a
 """
 
 from collections.abc import Sequence
-from typing import Literal, final
+from typing import Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,8 +133,8 @@ def pad(
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         vocab_size: int,
         do_sample: bool = False,
@@ -151,15 +151,15 @@ class SamplingParams:
         seed: int = 0,
         logprobs: int | None = None,
         processed_logprobs: bool = False,
-    ) -> None:
+    ) -> Self:
         """Raises InvalidParametersError with every violation."""
 
 @final
 class StoppingParams:
     """When a sequence ends. Frozen."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         vocab_size: int,
         max_new_tokens: int,
@@ -168,15 +168,15 @@ class StoppingParams:
         stop_token_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (),
         include_stop_string: bool = False,
-    ) -> None:
+    ) -> Self:
         """Raises InvalidParametersError with every violation."""
 
 @final
 class Generation:
     """The state of one sequence: history, random counter, detokenizer, stop matcher."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int] | NDArray[np.int64],
         sampling: SamplingParams,
@@ -184,7 +184,7 @@ class Generation:
         *,
         sequence_index: int = 0,
         skip_special_tokens: bool = True,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def num_generated(self) -> int:
         """Tokens generated so far."""
@@ -226,7 +226,7 @@ class Emission:
 class Sampler:
     """Processors, choice, detokenization and stop checks for a whole batch."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def step(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generations: Sequence[Generation]
     ) -> list[Emission]:

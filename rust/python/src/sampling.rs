@@ -65,7 +65,9 @@ impl SamplingParams {
         *, vocab_size, do_sample = false, temperature = 1.0, top_k = Integer(50), top_p = 1.0, min_p = 0.0,
         typical_p = 1.0, repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
         suppress_tokens = Ids(Vec::new()), seed = Integer(0), logprobs = None, processed_logprobs = false,
-    ))]
+    ), text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_k=50, top_p=1.0, min_p=0.0, \
+        typical_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, \
+        suppress_tokens=(), seed=0, logprobs=None, processed_logprobs=False)")]
     // The fields of GenerationConfig; a Python caller names each.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
@@ -118,7 +120,8 @@ impl StoppingParams {
     #[pyo3(signature = (
         *, vocab_size, max_new_tokens, min_new_tokens = Integer(0), eos_token_ids = Ids(Vec::new()),
         stop_token_ids = Ids(Vec::new()), stop_strings = Vec::new(), include_stop_string = false,
-    ))]
+    ), text_signature = "(*, vocab_size, max_new_tokens, min_new_tokens=0, eos_token_ids=(), stop_token_ids=(), \
+        stop_strings=(), include_stop_string=False)")]
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn new(
         vocab_size: Integer,

@@ -1,7 +1,10 @@
 //! The tokens that the draw may choose, and their logits.
 
-use super::kernels::{self, BLOCK, CHUNK};
+use super::kernels::{self, BLOCK};
 use super::select::{self, Scratch};
+
+/// A row stays whole while at least one in this many of its logits is left: cutting in place is cheaper than a list.
+const WHOLE_FROM: usize = 4;
 
 /// Why a row has no next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -28,6 +31,14 @@ pub struct Buffers {
 }
 
 impl Buffers {
+    fn stored<'a>(&'a self, form: Form, row: &'a [f32]) -> &'a [f32] {
+        match form {
+            Form::Row => row,
+            Form::Copy => &self.copy,
+            Form::List => &self.values,
+        }
+    }
+
     /// Whether `row` holds NaN.
     pub fn finds_nan(&mut self, row: &[f32]) -> bool {
         kernels::scan(row, &mut self.maxima).has_nan
@@ -88,11 +99,7 @@ impl<'a> Candidates<'a> {
     }
 
     fn stored(&self) -> &[f32] {
-        match self.form {
-            Form::Row => self.row,
-            Form::Copy => &self.buffers.copy,
-            Form::List => &self.buffers.values,
-        }
+        self.buffers.stored(self.form, self.row)
     }
 
     /// Divides all logits by `temperature`, above 0.
@@ -141,12 +148,12 @@ impl<'a> Candidates<'a> {
     /// Logits of the candidates, by ascending token id, and room to work in.
     pub fn values(&mut self) -> (&[f32], &mut Scratch) {
         self.settle();
-        let values = match self.form {
-            Form::Row => self.row,
-            Form::Copy => &self.buffers.copy,
-            Form::List => &self.buffers.values,
-        };
-        (values, &mut self.buffers.scratch)
+        let Buffers { copy, values, scratch, .. } = &mut *self.buffers;
+        match self.form {
+            Form::Row => (self.row, scratch),
+            Form::Copy => (copy, scratch),
+            Form::List => (values, scratch),
+        }
     }
 
     /// The largest logit.
@@ -155,7 +162,7 @@ impl<'a> Candidates<'a> {
         self.max
     }
 
-    /// How many tokens are left, those at -infinity included while the row is whole.
+    /// How many logits there are, those at -infinity included while the row is whole.
     #[must_use]
     pub fn len(&self) -> usize {
         self.stored().len()
@@ -167,68 +174,76 @@ impl<'a> Candidates<'a> {
         self.stored().is_empty()
     }
 
-    /// Whether this is still the whole row, and at least half of its chunks hold a value of `threshold` or more.
-    pub fn is_mostly_from(&mut self, threshold: f32) -> bool {
+    /// Makes a list of the logits of at least `threshold`, if they are few. Returns whether it did.
+    pub fn thin(&mut self, threshold: f32) -> bool {
         self.settle();
-        let maxima = &self.buffers.maxima;
-        self.form != Form::List && maxima.iter().filter(|&&maximum| maximum >= threshold).count() * 2 >= maxima.len()
-    }
-
-    /// Keeps the tokens with a logit of at least `threshold` for which `keep(position, logit)` holds.
-    ///
-    /// Positions are those of [`Candidates::values`]. The largest logit must be kept.
-    pub fn retain_from(&mut self, threshold: f32, keep: impl Fn(usize, f32) -> bool) {
-        self.settle();
-        self.retain_stored(threshold, keep);
-    }
-
-    fn retain_stored(&mut self, threshold: f32, keep: impl Fn(usize, f32) -> bool) {
-        // Written without branches: the kept one is overwritten by the next unless the length moves on.
-        let threshold = threshold.max(f32::MIN);
-        let Buffers { maxima, copy, ids, values, .. } = &mut *self.buffers;
-        let row: &[f32] = match self.form {
-            Form::Row => self.row,
-            Form::Copy => copy,
-            Form::List => {
-                let mut kept = 0;
-                for position in 0..values.len() {
-                    let value = values[position];
-                    ids[kept] = ids[position];
-                    values[kept] = value;
-                    kept += usize::from(value >= threshold && keep(position, value));
-                }
-                ids.truncate(kept);
-                values.truncate(kept);
-                return;
-            }
-        };
-        ids.clear();
-        values.clear();
-        for ((chunk, &maximum), first) in row.chunks(CHUNK).zip(maxima.iter()).zip((0..).step_by(CHUNK)) {
-            if maximum < threshold {
-                continue;
-            }
-            let mut kept = ids.len();
-            ids.resize(kept + chunk.len(), 0);
-            values.resize(kept + chunk.len(), 0.0);
-            for (offset, &value) in chunk.iter().enumerate() {
-                let position = first + offset;
-                #[allow(clippy::cast_possible_truncation)] // A vocabulary fits u32.
-                let id = position as u32;
-                ids[kept] = id;
-                values[kept] = value;
-                kept += usize::from(value >= threshold && keep(position, value));
-            }
-            ids.truncate(kept);
-            values.truncate(kept);
+        let is_worth_it =
+            self.form != Form::List && kernels::count_from(self.stored(), threshold) * WHOLE_FROM < self.len();
+        if is_worth_it {
+            self.gather(threshold);
         }
+        is_worth_it
+    }
+
+    /// Keeps logits above `value`, and those equal to it from `position` (in [`Candidates::values`]) on.
+    ///
+    /// The largest logit must stay.
+    pub fn cut(&mut self, value: f32, position: u32) {
+        self.settle();
+        // Rank and position hold in the list as well once `position` is turned into a token.
+        let first_id = self.id_at(position as usize);
+        self.thin(value);
+        match self.form {
+            Form::List => self.filter(|id, other, _| other > value || (other == value && id >= first_id)),
+            Form::Copy => kernels::cut(&mut self.buffers.copy, value, position),
+            Form::Row => {
+                self.buffers.copy.clear();
+                self.buffers.copy.extend_from_slice(self.row);
+                self.form = Form::Copy;
+                kernels::cut(&mut self.buffers.copy, value, position);
+            }
+        }
+    }
+
+    /// Makes a list of all tokens above -infinity.
+    pub fn list(&mut self) {
+        self.settle();
+        if self.form != Form::List {
+            self.gather(f32::MIN);
+        }
+    }
+
+    /// Keeps those of the list for whose position `keep` holds: any, but at least one.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        self.list();
+        self.filter(|_, _, position| keep(position));
+        self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    }
+
+    /// Makes a list of the stored logits of at least `threshold`, those at -infinity never.
+    fn gather(&mut self, threshold: f32) {
+        let Buffers { maxima, copy, ids, values, .. } = &mut *self.buffers;
+        let row: &[f32] = if self.form == Form::Copy { copy } else { self.row };
+        ids.clear();
+        kernels::positions_from(row, maxima, threshold.max(f32::MIN), ids);
+        values.clear();
+        values.extend(ids.iter().filter_map(|&id| row.get(id as usize)));
         self.form = Form::List;
     }
 
-    /// Keeps tokens for which `keep(position)` holds, even if the largest logit goes.
-    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
-        self.retain_from(f32::MIN, |position, _| keep(position));
-        self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    /// Keeps list entries for which `keep(id, logit, position)` holds.
+    fn filter(&mut self, keep: impl Fn(u32, f32, usize) -> bool) {
+        let Buffers { ids, values, .. } = &mut *self.buffers;
+        let mut kept = 0;
+        for position in 0..values.len().min(ids.len()) {
+            let (id, value) = (ids[position], values[position]);
+            ids[kept] = id;
+            values[kept] = value;
+            // Without a branch: the next entry overwrites this one unless the place moves on.
+            kept += usize::from(keep(id, value, position));
+        }
+        ids.truncate(kept);
+        values.truncate(kept);
     }
 
     /// Keeps the `k` largest logits (`k >= 1`) and all that tie with the k-th after the division by temperature.
@@ -237,17 +252,15 @@ impl<'a> Candidates<'a> {
             return;
         }
         if self.form != Form::List {
-            let row = match self.form {
-                Form::Copy => &self.buffers.copy,
-                _ => self.row,
-            };
-            let bound = select::bound_of_top(row, &self.buffers.maxima, k, &mut self.buffers.scratch.keys);
+            let Buffers { maxima, copy, scratch, .. } = &mut *self.buffers;
+            let row: &[f32] = if self.form == Form::Copy { copy } else { self.row };
+            let bound = select::bound_of_top(row, maxima, k, &mut scratch.keys);
             let Some(bound) = self.lowest_tie(bound) else {
                 // Division makes too many values equal: divide first, then compare.
                 self.settle();
                 return self.keep_top(k);
             };
-            self.retain_stored(bound, |_, _| true);
+            self.gather(bound);
             let temperature = std::mem::replace(&mut self.temperature, 1.0);
             if temperature != 1.0 {
                 self.divide(temperature);
@@ -259,7 +272,7 @@ impl<'a> Candidates<'a> {
         // Tokens at -infinity are no candidates, so fewer than k may be left.
         if keys.len() > k {
             let kth = select::kth_largest(keys, k);
-            self.retain_stored(kth, |_, _| true);
+            self.filter(|_, value, _| value >= kth);
         }
     }
 
@@ -365,9 +378,7 @@ impl<'a> Candidates<'a> {
         }
         let (max, temperature) = (self.max, std::mem::replace(&mut self.temperature, 1.0));
         self.keep_top(count);
-        if self.form != Form::List {
-            self.retain_stored(f32::MIN, |_, _| true);
-        }
+        self.list();
         let mut order: Vec<_> = self.buffers.ids.iter().copied().zip(self.buffers.values.iter().copied()).collect();
         order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
         order.truncate(count);

@@ -52,18 +52,16 @@ impl Warper for TopP {
         let max = candidates.max();
         let (values, scratch) = candidates.values();
         let total = kernels::exps(values, max, 1.0, &mut scratch.weights);
-        let low = select::certain_below(max, total, self.0, values.len());
         let mut left = total;
-        if !candidates.is_mostly_from(low) {
-            candidates.retain_from(low, |_, _| true);
+        let low = select::certain_below(max, total, self.0, values.len());
+        if candidates.thin(low) {
             let (values, scratch) = candidates.values();
             left = kernels::exps(values, max, 1.0, &mut scratch.weights);
         }
         let (values, scratch) = candidates.values();
         let below = (total - left).max(0.0);
         if let Some((value, position, _)) = select::first_of_top_p(values, max, total, below, self.0, scratch) {
-            let position = position as usize;
-            candidates.retain_from(value, |at, other| other > value || at >= position);
+            candidates.cut(value, position);
         }
     }
 }
@@ -80,14 +78,9 @@ pub fn min_p(settings: &Settings<'_>) -> Option<Box<dyn Warper>> {
 
 impl Warper for MinP {
     fn warp(&self, candidates: &mut Candidates<'_>) {
-        let max = candidates.max();
-        // Nearly the right ones by a cheap test, then exactly: weights are relative to that of the largest logit.
-        candidates.retain_from(max + self.0.ln() - 1e-3, |_, _| true);
-        let (values, scratch) = candidates.values();
-        kernels::exps(values, max, 1.0, &mut scratch.weights);
-        let weights = std::mem::take(&mut scratch.weights);
-        candidates.retain_from(f32::MIN, |position, _| weights[position] >= self.0);
-        candidates.values().1.weights = weights;
+        // p / max p = exp(logit - max logit): no sum is needed.
+        let threshold = candidates.max() + self.0.ln();
+        candidates.cut(threshold, 0);
     }
 }
 
@@ -103,8 +96,8 @@ pub fn typical_p(settings: &Settings<'_>) -> Option<Box<dyn Warper>> {
 
 impl Warper for Typical {
     fn warp(&self, candidates: &mut Candidates<'_>) {
+        candidates.list();
         let max = candidates.max();
-        candidates.retain_from(f32::MIN, |_, _| true);
         let (values, scratch) = candidates.values();
         let total = kernels::exps(values, max, 1.0, &mut scratch.weights);
         let weighted = values.iter().zip(&scratch.weights).filter(|&(_, &weight)| weight > 0.0);

@@ -94,12 +94,12 @@ kernel! {
     }
 }
 
-/// Index of the first value equal to `wanted`, which `maxima` (of [`scan`]) tells how to find.
+/// Index of the first value equal to `wanted`; `maxima` (of [`scan`]) tells where to look.
 #[must_use]
 pub fn position(values: &[f32], maxima: &[f32], wanted: f32) -> Option<usize> {
-    let chunk = maxima.iter().position(|&maximum| maximum == wanted)?;
-    let start = chunk * CHUNK;
-    values.get(start..)?.iter().take(CHUNK).position(|&value| value == wanted).map(|offset| start + offset)
+    let chunks = values.chunks(CHUNK).zip(maxima).zip((0..).step_by(CHUNK));
+    let mut likely = chunks.filter(|&((_, &maximum), _)| maximum == wanted);
+    likely.find_map(|((chunk, _), first)| chunk.iter().position(|&value| value == wanted).map(|at| first + at))
 }
 
 /// Widens bfloat16 bits.
@@ -258,5 +258,72 @@ kernel! {
         let (groups, _) = values.as_chunks::<16>();
         out.clear();
         out.extend(groups.iter().map(|&group| halve::<1, 2>(halve::<2, 4>(halve::<4, 8>(halve::<8, 16>(group))))[0]));
+    }
+}
+
+kernel! {
+    /// How many of `values` are at least `threshold`.
+    pub fn count_from<'a>(values: &'a [f32], threshold: f32) -> usize {
+        let mut count = 0;
+        for block in values.chunks(BLOCK) {
+            let mut in_block = 0_u32;
+            for &value in block {
+                in_block += u32::from(value >= threshold);
+            }
+            count += in_block as usize;
+        }
+        count
+    }
+}
+
+kernel! {
+    /// Appends the positions of values that are at least `threshold`; `maxima` (of [`scan`]) tells what to pass over.
+    pub fn positions_from<'a>(values: &'a [f32], maxima: &'a [f32], threshold: f32, out: &'a mut Vec<u32>) -> () {
+        for ((chunk, &maximum), first) in values.chunks(CHUNK).zip(maxima).zip((0..).step_by(CHUNK)) {
+            if maximum >= threshold {
+                append_positions(chunk, first, |value| value >= threshold, out);
+            }
+        }
+    }
+}
+
+kernel! {
+    /// Writes the positions of `wanted` among `bins`.
+    pub fn positions_of<'a>(bins: &'a [u32], wanted: u32, out: &'a mut Vec<u32>) -> () {
+        out.clear();
+        append_positions(bins, 0, |bin| bin == wanted, out);
+    }
+}
+
+/// Appends `first` plus the place of each item that `holds`.
+#[inline(always)]
+fn append_positions<T: Copy>(items: &[T], first: u32, holds: impl Fn(T) -> bool, out: &mut Vec<u32>) {
+    let (groups, tail) = items.as_chunks::<MAX_LANES>();
+    let mut start = first;
+    for group in groups {
+        let mut mask = 0_u32;
+        for (lane, &item) in group.iter().enumerate() {
+            mask |= u32::from(holds(item)) << lane;
+        }
+        while mask != 0 {
+            out.push(start + mask.trailing_zeros());
+            mask &= mask - 1;
+        }
+        start += 32;
+    }
+    for &item in tail {
+        if holds(item) {
+            out.push(start);
+        }
+        start += 1;
+    }
+}
+
+kernel! {
+    /// Puts -infinity for values below `value` and for those equal to it that come before `position`.
+    pub fn cut<'a>(values: &'a mut [f32], value: f32, position: u32) -> () {
+        for (other, at) in values.iter_mut().zip(0_u32..) {
+            *other = if *other > value || (*other == value && at >= position) { *other } else { f32::NEG_INFINITY };
+        }
     }
 }

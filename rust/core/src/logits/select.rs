@@ -5,8 +5,10 @@ use super::kernels;
 /// A token's rank value, its position, and its weight.
 pub type Item = (f32, u32, f32);
 
-/// Bins of the histogram; 8 KB of sums stay in the first-level cache.
+/// Bins of the histogram; the 32 KB of sums stay near the core.
 const BINS: u32 = 1024;
+/// Sums per bin.
+const TURNS: usize = 4;
 /// From this many values on the histogram beats selection.
 const HISTOGRAM_FROM: usize = 256;
 /// Up to this many items are sorted.
@@ -22,7 +24,8 @@ pub struct Scratch {
     /// Items that selection moves about.
     pub items: Vec<Item>,
     bins: Vec<u32>,
-    masses: Vec<[f64; 2]>,
+    positions: Vec<u32>,
+    masses: Vec<[f64; TURNS]>,
 }
 
 /// The k-th largest of `values` (`1 <= k <= values.len()`), which end up in another order.
@@ -79,22 +82,18 @@ pub fn crossing(mut items: &mut [Item], mut start: f64, reaches: impl Fn(f64) ->
 /// values left out because they are certainly dropped. A histogram over the values finds the bin where the sum
 /// crosses, and only that bin's items are looked at one by one.
 pub fn first_of_top_p(values: &[f32], max: f32, total: f64, below: f64, p: f64, scratch: &mut Scratch) -> Option<Item> {
-    let Scratch { weights, items, bins, masses, .. } = scratch;
+    let Scratch { weights, items, bins, positions, masses, .. } = scratch;
     // Probabilities, threshold and comparison in f32 and the sum in f64, as torch's softmax and cumsum have it: ties
     // at the threshold fall the same way.
     #[allow(clippy::cast_possible_truncation)]
     let (threshold, divisor) = ((1.0 - p) as f32, total as f32);
     #[allow(clippy::cast_possible_truncation)]
     let reaches = |sum: f64| sum as f32 > threshold;
-    let item = |(index, (&value, &weight)): (usize, (&f32, &f32))| {
-        #[allow(clippy::cast_possible_truncation)] // A vocabulary fits u32.
-        let index = index as u32;
-        (value, index, weight / divisor)
-    };
+    let item = |(position, (&value, &weight)): (u32, (&f32, &f32))| (value, position, weight / divisor);
     let mut sum = below / total;
     items.clear();
     if values.len() < HISTOGRAM_FROM {
-        items.extend(values.iter().zip(weights.iter()).enumerate().map(item));
+        items.extend((0..).zip(values.iter().zip(weights.iter())).map(item));
         return crossing(items, sum, reaches);
     }
 
@@ -103,25 +102,35 @@ pub fn first_of_top_p(values: &[f32], max: f32, total: f64, below: f64, p: f64, 
     let bins_per_unit = (BINS - 1) as f32 / (max - low).max(f32::MIN_POSITIVE);
     kernels::bins_of(values, low, bins_per_unit, BINS, bins);
     masses.clear();
-    masses.resize(BINS as usize, [0.0; 2]);
-    // Two sums per bin, taken in turn: neighbours that fall into one bin need not wait for each other.
-    for (pair, weights) in bins.chunks(2).zip(weights.chunks(2)) {
-        for (turn, (&bin, &weight)) in pair.iter().zip(weights).enumerate() {
-            masses[bin as usize][turn] += f64::from(weight);
-        }
-    }
+    masses.resize(BINS as usize, [0.0; TURNS]);
+    add_by_bin(bins, weights, masses);
     let mut crossed = BINS - 1;
-    for (bin, [even, odd]) in (0..BINS).zip(masses.iter()) {
-        let next = sum + (even + odd) / total;
+    for (bin, mass) in (0..BINS).zip(masses.iter()) {
+        let next = sum + mass.iter().sum::<f64>() / total;
         if reaches(next) {
             crossed = bin;
             break;
         }
         sum = if bin + 1 < BINS { next } else { sum };
     }
-    let numbered = values.iter().zip(weights.iter()).enumerate().zip(bins.iter());
-    items.extend(numbered.filter(|&(_, &bin)| bin == crossed).map(|(numbered, _)| item(numbered)));
+    kernels::positions_of(bins, crossed, positions);
+    items.extend(
+        positions.iter().map(|&position| item((position, (&values[position as usize], &weights[position as usize])))),
+    );
     crossing(items, sum, reaches)
+}
+
+/// Adds each weight to the sum of its bin.
+///
+/// Neighbours go to different sums of a bin, so that they need not wait for each other when they share it.
+fn add_by_bin(bins: &[u32], weights: &[f32], masses: &mut [[f64; TURNS]]) {
+    for (bins, weights) in bins.chunks(TURNS).zip(weights.chunks(TURNS)) {
+        for (turn, (&bin, &weight)) in bins.iter().zip(weights).enumerate() {
+            if let Some(mass) = masses.get_mut(bin as usize) {
+                mass[turn] += f64::from(weight);
+            }
+        }
+    }
 }
 
 /// A value such that all those below it are dropped by top-p, whatever their number: `count` of them at that value
