@@ -91,7 +91,11 @@ async def test_leaves_room_for_others(start: Any) -> None:
 async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeEngine) -> None:
     engine.script = say("x")
     await service.generation.GenerateBatch(batch("a", "b", "c", do_sample=True, seed=5))
-    assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [(0, 5), (1, 5), (2, 5)]
+    assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [
+        (0, 5),
+        (1, 5),
+        (2, 5),
+    ]
 
 
 async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> None:

@@ -183,7 +183,11 @@ def test_one_log_line_per_request_without_any_text(launch: Callable[..., Process
     assert "a prompt to keep" not in "".join(process.lines)
     events = [json.loads(line)["event"] for line in process.lines]
     assert events.count("request") == 5
-    assert set(events) - {"request"} == {"ready", "stopped", *[e for e in events if e.startswith(("listening", "drain"))]}
+    assert set(events) - {"request"} == {
+        "ready",
+        "stopped",
+        *[e for e in events if e.startswith(("listening", "drain"))],
+    }
 
 
 def test_the_front_and_the_command_line_import_no_model_library() -> None:
