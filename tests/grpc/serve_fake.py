@@ -8,7 +8,6 @@ import json
 import sys
 
 from fakes import FakeEngine, FakeStream
-
 from tokenwire.config import LogConfig, ModelConfig, ServerConfig, ServiceConfig
 from tokenwire.server import run
 

@@ -9,7 +9,6 @@ from conftest import service_config
 from fakes import VOCAB_SIZE, FakeEngine, model_info, say
 from google.protobuf.json_format import ParseDict
 from test_statuses import failure
-
 from tokenwire.config import LimitsConfig
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -72,21 +71,21 @@ GENERATE: list[tuple[dict[str, Any], set[str]]] = [
     *((config(repetition_penalty=value), {f"{GC}.repetition_penalty"}) for value in (0, -1, NAN, INF)),
     *((config(presence_penalty=value), {f"{GC}.presence_penalty"}) for value in (-2.5, 2.5, NAN, INF)),
     *((config(frequency_penalty=value), {f"{GC}.frequency_penalty"}) for value in (-2.5, 2.5, NAN, -INF)),
-    *((config(logit_bias={1: value}), {f"{GC}.logit_bias"}) for value in (NAN, INF, 101, -101)),
-    *((config(logit_bias={key: 1}), {f"{GC}.logit_bias"}) for key in (-1, VOCAB_SIZE)),
+    *((config(logit_bias={1: value}), {f"{GC}.logit_bias[1]"}) for value in (NAN, INF, 101, -101)),
+    *((config(logit_bias={key: 1}), {f"{GC}.logit_bias[{key}]"}) for key in (-1, VOCAB_SIZE)),
     (config(logit_bias=dict.fromkeys(range(5), 0)), {f"{GC}.logit_bias"}),
     (config(stop_strings={"values": ["a", "b", "c", "d"]}), {f"{GC}.stop_strings.values"}),
     (config(stop_strings={"values": ["a", ""]}), {f"{GC}.stop_strings.values[1]"}),
     (config(stop_strings={"values": ["123456789"]}), {f"{GC}.stop_strings.values[0]"}),
     (config(stop_strings={"values": ["éééé", "ééééé"]}), {f"{GC}.stop_strings.values[1]"}),
     (config(stop_token_ids=[1] * 6), {f"{GC}.stop_token_ids"}),
-    (config(stop_token_ids=[-1]), {f"{GC}.stop_token_ids"}),
-    (config(stop_token_ids=[VOCAB_SIZE]), {f"{GC}.stop_token_ids"}),
+    (config(stop_token_ids=[-1]), {f"{GC}.stop_token_ids[0]"}),
+    (config(stop_token_ids=[VOCAB_SIZE]), {f"{GC}.stop_token_ids[0]"}),
     (config(eos_token_id={"ids": [1] * 6}), {f"{GC}.eos_token_id.ids"}),
-    (config(eos_token_id={"ids": [-1]}), {f"{GC}.eos_token_id"}),
-    (config(eos_token_id={"ids": [VOCAB_SIZE]}), {f"{GC}.eos_token_id"}),
+    (config(eos_token_id={"ids": [-1]}), {f"{GC}.eos_token_id.ids[0]"}),
+    (config(eos_token_id={"ids": [VOCAB_SIZE]}), {f"{GC}.eos_token_id.ids[0]"}),
     (config(suppress_tokens={"ids": [1] * 6}), {f"{GC}.suppress_tokens.ids"}),
-    (config(suppress_tokens={"ids": [VOCAB_SIZE]}), {f"{GC}.suppress_tokens"}),
+    (config(suppress_tokens={"ids": [VOCAB_SIZE]}), {f"{GC}.suppress_tokens.ids[0]"}),
     (config(do_sample=False, temperature=0.5), {f"{GC}.temperature"}),
     (config(do_sample=False, top_k=5, top_p=0.5), {f"{GC}.top_k", f"{GC}.top_p"}),
     ({**config(), "output": {"logprobs": -1}}, {"output.logprobs"}),
