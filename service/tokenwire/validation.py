@@ -26,10 +26,10 @@ MAX_REPORTED_ELEMENTS = 8
 """Bad elements of one list that are reported; the rest would only repeat the rule."""
 
 _CONFIG = "generation_config"
-_NATIVE_PATHS = {
-    "eos_token_ids": f"{_CONFIG}.eos_token_id",
-    "logprobs": "output.logprobs",
-    "processed_logprobs": "output.processed_logprobs",
+_LIST_PATHS = {
+    "eos_token_id": "eos_token_id.ids",
+    "suppress_tokens": "suppress_tokens.ids",
+    "stop_strings": "stop_strings.values",
 }
 _SAMPLING_NAMES = (
     "do_sample",
@@ -98,6 +98,10 @@ class Violations:
         """Note violations found elsewhere."""
         for violation in violations:
             self._items.setdefault(violation.field, violation)
+
+    def covers(self, field: str) -> bool:
+        """Whether something is noted about ``field`` or a part of it."""
+        return any(noted == field or noted.startswith((f"{field}.", f"{field}[")) for noted in self._items)
 
     def check(self) -> None:
         """Raise InvalidRequestError with everything noted, if there is anything."""
@@ -278,7 +282,8 @@ def check_generation(
         return
     violations.extend(_native_violations(overrides, bounds.info))
     resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
-    violations.extend(resolution.violations)
+    # Both look at ranges; where Rust named the element, the list as a whole says no more.
+    violations.extend(violation for violation in resolution.violations if not violations.covers(violation.field))
 
 
 def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
@@ -360,7 +365,9 @@ def _native_violations(overrides: GenerationOverrides, info: ModelInfo) -> list[
 
 
 def _named(error: _native.InvalidParametersError) -> list[Violation]:
-    return [
-        Violation(_NATIVE_PATHS.get(field, f"{_CONFIG}.{field}"), rule, shorten(Verbatim(value)))
-        for field, rule, value in error.violations
-    ]
+    violations = []
+    for field, rule, value in error.violations:
+        name, bracket, index = field.partition("[")
+        path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
+        violations.append(Violation(path, rule, shorten(Verbatim(value))))
+    return violations

@@ -110,7 +110,10 @@ class FakeStream:
         self._count += len(token_ids)
         settings = self.settings
         logprobs = (
-            [TokenLogprobs(-0.5, [(token_id, -0.5 - rank) for rank in range(settings.logprobs)]) for token_id in token_ids]
+            [
+                TokenLogprobs(-0.5, [(token_id, -0.5 - rank) for rank in range(settings.logprobs)])
+                for token_id in token_ids
+            ]
             if settings.logprobs is not None
             else []
         )
@@ -228,9 +231,7 @@ class FakeEngine:
         self.enter(EngineState.READY)
         return self._info
 
-    def submit(
-        self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0
-    ) -> FakeStream:
+    def submit(self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0) -> FakeStream:
         if self._state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._state.value}")
         if len(self.open) >= self.capacity:

@@ -8,7 +8,6 @@ import json
 import sys
 
 from fakes import FakeEngine, FakeStream
-
 from tokenwire.config import LogConfig, ModelConfig, ServerConfig, ServiceConfig
 from tokenwire.server import run
 
@@ -30,7 +29,9 @@ def main() -> int:
     config = ServiceConfig(
         model=ModelConfig(model="unused"),
         server=ServerConfig(
-            host=options.get("host", "127.0.0.1"), port=options.get("port", 0), drain_grace=options.get("drain_grace", 5.0)
+            host=options.get("host", "127.0.0.1"),
+            port=options.get("port", 0),
+            drain_grace=options.get("drain_grace", 5.0),
         ),
         log=LogConfig(log_format=options.get("log_format", "json")),
     )

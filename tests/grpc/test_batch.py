@@ -7,7 +7,6 @@ from conftest import Service, service_config
 from fakes import FakeEngine, FakeStream, say
 from google.rpc import error_details_pb2, status_pb2
 from test_statuses import failure
-
 from tokenwire.config import LimitsConfig
 from tokenwire.errors import EngineUnavailableError, RowFailedError
 from tokenwire.v1 import generation_pb2, generation_service_pb2
@@ -91,7 +90,11 @@ async def test_leaves_room_for_others(start: Any) -> None:
 async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeEngine) -> None:
     engine.script = say("x")
     await service.generation.GenerateBatch(batch("a", "b", "c", do_sample=True, seed=5))
-    assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [(0, 5), (1, 5), (2, 5)]
+    assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [
+        (0, 5),
+        (1, 5),
+        (2, 5),
+    ]
 
 
 async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> None:

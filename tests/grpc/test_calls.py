@@ -3,7 +3,6 @@
 import pytest
 from conftest import Service
 from fakes import IM_END, VOCAB_SIZE, FakeEngine, say
-
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 TEXT = "Grüße, 世界 🙂!"
@@ -176,7 +175,9 @@ async def test_unset_seed_is_drawn_and_returned(service: Service, engine: FakeEn
     assert answer.start.generation_config.do_sample
 
 
-@pytest.mark.parametrize(("config", "warned"), [({}, True), ({"max_new_tokens": 20}, False), ({"max_length": 22}, False)])
+@pytest.mark.parametrize(
+    ("config", "warned"), [({}, True), ({"max_new_tokens": 20}, False), ({"max_length": 22}, False)]
+)
 async def test_default_length_is_pointed_out_only_where_it_cut(
     service: Service, engine: FakeEngine, config: dict[str, int], warned: bool
 ) -> None:

@@ -11,7 +11,6 @@ from conftest import Service
 from fakes import FakeEngine, FakeStream, model_info, say
 from google.rpc import error_details_pb2, status_pb2
 from test_calls import conversation, generate_request
-
 from tokenwire import errors
 from tokenwire.interceptors import STATUSES, refusal_of
 from tokenwire.servicers.call import Call
@@ -48,12 +47,16 @@ class Failed:
 async def failure(call: Any) -> Failed:
     """How ``call``, an awaitable or a stream, fails."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "__await__"):
-            await call
-        else:
-            while await call.read() is not grpc.aio.EOF:
-                pass
+        await to_the_end(call)
     return Failed(caught.value)
+
+
+async def to_the_end(call: Any) -> None:
+    if hasattr(call, "__await__"):
+        await call
+    else:
+        while await call.read() is not grpc.aio.EOF:
+            pass
 
 
 def check_common(failed: Failed, reason: str) -> None:

@@ -9,8 +9,7 @@ import pytest
 from conftest import Service, service_config
 from fakes import FakeEngine
 from test_calls import conversation, generate_request
-from test_statuses import failure
-
+from test_statuses import failure, to_the_end
 from tokenwire.v1 import generation_service_pb2
 
 
@@ -43,11 +42,7 @@ async def test_deadline_frees_the_row(service: Service, engine: FakeEngine, meth
     call = calls(service, timeout=0.2)[method]()
     stream = await engine.submitted.get()
     with pytest.raises(grpc.aio.AioRpcError) as caught:
-        if hasattr(call, "__await__"):
-            await call
-        else:
-            async for _ in call:
-                pass
+        await to_the_end(call)
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await stream.closed.wait()
     assert not engine.open
@@ -112,7 +107,7 @@ async def test_a_slow_reader_is_cut_off_and_others_are_not(start: Any) -> None:
     for _ in range(64):
         stream.push("x" * 1_000_000, [120])
     await stream.closed.wait()
-    assert [kept for kept in service.engine.open] == [other_stream]
+    assert list(service.engine.open) == [other_stream]
     other_stream.answer("still here")
     text = "".join([event.delta.text async for event in other])
     assert text == "still here"
