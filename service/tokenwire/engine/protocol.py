@@ -9,7 +9,6 @@ import msgspec
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
 
-
 # ---- commands: front to engine -----------------------------------------------------------------------------
 
 
