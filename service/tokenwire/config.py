@@ -12,8 +12,6 @@ from typing import Annotated, Any, Literal
 from cyclopts import Group, Parameter
 from cyclopts.validators import Number
 
-from tokenwire.errors import ConfigurationError
-
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -184,8 +182,8 @@ class ServiceConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
-    def check(self) -> None:
-        """Raise ConfigurationError naming every combination of settings that cannot be meant."""
+    def problems(self) -> list[str]:
+        """Every combination of settings that cannot be meant, one sentence each; empty where all is well."""
         model, engine, problems = self.model, self.engine, []
         if model.quantize not in ("nf4", "fp4"):
             if model.double_quant:
@@ -201,5 +199,4 @@ class ServiceConfig:
             problems.append(
                 f"max_step_tokens {engine.max_step_tokens} must be at least max_running {engine.max_running}"
             )
-        if problems:
-            raise ConfigurationError("; ".join(problems))
+        return problems

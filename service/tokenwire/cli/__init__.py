@@ -13,7 +13,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError
 from cyclopts.config import Env
 
 import tokenwire
-from tokenwire.cli.advice import advice
+from tokenwire.cli.advice import explain
 from tokenwire.cli.chat import chat
 from tokenwire.cli.generate import generate
 from tokenwire.cli.inspect import model, tokenize
@@ -50,15 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = build_app()(arguments, exit_on_error=False, print_error=False)
         sys.stdout.flush()
     except CycloptsError as error:
-        return fail(WRONG, _explain(error))
+        return fail(WRONG, _usage_error(error))
     except ConfigurationError as error:
         return fail(WRONG, str(error))
     except ModelLoadError as error:
         return fail(FAILED, str(error))
     except InvalidArgument as error:
-        return fail(WRONG, *(map(str, error.violations) if error.violations else [str(error)]))
+        return fail(WRONG, *explain(error))
     except TokenwireError as error:
-        return fail(FAILED, advice(error))
+        return fail(FAILED, *explain(error))
     except BrokenPipeError:
         # Python would flush into the closed pipe once more at exit and complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code if isinstance(code, int) else OK
 
 
-def _explain(error: CycloptsError) -> str:
+def _usage_error(error: CycloptsError) -> str:
     if (
         isinstance(error, MissingArgumentError)
         and error.argument is not None

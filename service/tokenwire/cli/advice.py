@@ -1,24 +1,33 @@
-"""What to do next about an error of a call."""
+"""What to tell the user about an error of a call."""
 
 from tokenwire import client
 
 
-def advice(error: client.TokenwireError) -> str:
-    """The error in one line that ends with the next step, as far as there is one."""
-    text = " ".join(str(error).split())
+def explain(error: client.TokenwireError) -> list[str]:
+    """Every violation on a line of its own; any other error on one that ends with the next step, where there is one."""
+    if isinstance(error, client.InvalidArgument) and error.violations:
+        return [_one_line(violation) for violation in error.violations]
+    return [_one_line(error) + _next_step(error)]
+
+
+def _one_line(value: object) -> str:
+    return " ".join(str(value).split())
+
+
+def _next_step(error: client.TokenwireError) -> str:
     match error:
-        case client.ConnectionFailed() | client.FailedPrecondition():
-            return text
+        case client.ConnectionFailed():
+            return ""  # its text says it
         case client.Unavailable():
-            return f"{text}; try again{_in(error.retry_after)}, or let --wait 60 wait until it serves"
+            return f"; try again{_in(error.retry_after)}, or let --wait 60 wait until it serves"
         case client.ResourceExhausted():
-            return f"{text}; try again{_in(error.retry_after)}"
+            return f"; try again{_in(error.retry_after)}"
         case client.NotFound():
-            return f"{text}; leave --model away to use the served model"
+            return "; leave --model away to use the served model"
         case client.InternalError() if error.request_id:
-            return f"{text}; the server's log has more under request id {error.request_id}"
+            return f"; the server's log has more under request id {error.request_id}"
         case _:
-            return text
+            return ""
 
 
 def _in(seconds: float | None) -> str:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tokenwire.cli.advice import advice
+from tokenwire.cli.advice import explain
 from tokenwire.cli.answer import show, show_stats
 from tokenwire.cli.generate import text_or_stdin
 from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, Stats
-from tokenwire.cli.output import stderr, stdout
-from tokenwire.client import Cancelled, ChatMessage, Client, GenerationOptions, InvalidArgument, Stream, TokenwireError
+from tokenwire.cli.output import fail, stderr, stdout
+from tokenwire.client import Cancelled, ChatMessage, Client, GenerationOptions, Stream, TokenwireError
 
 _DEFAULT_CONNECTION = ConnectionFlags()
 _DEFAULT_GENERATION = GenerationFlags()
@@ -130,9 +130,7 @@ class ChatSession:
             self._err.line("[stopped]")
         except TokenwireError as error:
             self._out.end_line()
-            lines = [str(each) for each in error.violations] if isinstance(error, InvalidArgument) else []
-            for line in lines or [advice(error)]:
-                self._err.line(f"tokenwire: {line}")
+            fail(0, *explain(error))
             self._err.line("[your message is forgotten; ask again, or /reset]")
             return
         self._turns += [ChatMessage("user", text), ChatMessage("assistant", stream.text_so_far)]

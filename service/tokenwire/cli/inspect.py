@@ -55,7 +55,7 @@ def model(
         _write_json(dataclasses.asdict(served), out)
         return 0
     for name, value in _description(served):
-        out.line(f"{name:<22}{value}")
+        out.line(f"{name:<24}{value}")
     return 0
 
 
@@ -80,8 +80,5 @@ def _description(served: Model) -> list[tuple[str, str]]:
         ("special tokens", listed((each.name, each.text) for each in served.special_tokens)),
         ("generation defaults", listed(served.default_generation_config.items())),
         ("not applied", ", ".join(served.unapplied_defaults) or "none"),
-        (
-            "limits",
-            listed(limits),
-        ),
+        *((name.replace("_", " "), f"{value:,}") for name, value in limits),
     ]

@@ -54,7 +54,7 @@ def stderr() -> Output:
 
 
 def fail(code: int, *lines: str) -> int:
-    """Write lines to standard error; return the exit code."""
+    """Write lines about a failure to standard error; return the exit code."""
     err = stderr()
     for line in lines:
         err.line(f"tokenwire: {line}")

@@ -7,7 +7,7 @@ from cyclopts import Parameter
 
 from tokenwire.cli.options import ConfigFile
 from tokenwire.config import ServiceConfig
-from tokenwire.errors import ModelLoadError
+from tokenwire.errors import ConfigurationError, ModelLoadError
 
 _NEEDED = ("torch", "transformers")
 
@@ -17,7 +17,8 @@ def serve(*, config: ConfigFile = None, settings: Annotated[ServiceConfig, Param
 
     Settings come from flags, then from the environment, then from a TOML file, then from the defaults.
     """
-    settings.check()
+    if problems := settings.problems():
+        raise ConfigurationError("; ".join(problems))
     if missing := [name for name in _NEEDED if find_spec(name) is None]:
         raise ModelLoadError(f"serving needs {' and '.join(missing)}: pip install 'tokenwire[serve]'")
     # The client commands share this process image and must not pay for the server.

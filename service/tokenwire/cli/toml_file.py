@@ -53,9 +53,11 @@ class TomlFile:
             settings = {key: value for key, value in settings.items() if key != CLIENT_TABLE}
         for key, value in settings.items():
             self._check(path, key, value, known)
-        Dict(
-            {key: value for key, value in settings.items() if key in own}, source=str(path), use_commands_as_keys=False
-        )(app, commands, arguments)
+        usable: dict[str, Any] = {key: value for key, value in settings.items() if key in own}
+        # Nested under its command's name: at the top, cyclopts takes the key `model` for the command of that name.
+        for command in reversed(commands):
+            usable = {command: usable}
+        Dict(usable, source=str(path))(app, commands, arguments)
 
     def _check(self, path: Path, key: str, value: Any, known: Collection[str]) -> None:
         if key not in known:
