@@ -263,7 +263,7 @@ class EngineProcess:
                     answer.set_result(event)
             case Loading(phase=phase):
                 self._phase = phase
-                logger.info("engine: %s", phase)
+                logger.info("loading", extra={"fields": {"phase": phase}})
             case Ready(info=info):
                 if self._ready is not None and not self._ready.done():
                     self._ready.set_result(info)
