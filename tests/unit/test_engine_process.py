@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +18,10 @@ import uvloop
 from engine_fakes import NAN_TOKEN, expected_answer
 from fake_engine import HANG_TOKEN, KILL_TOKEN
 from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.engine.channel import FrameWriter
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.engine.process import EngineProcess
+from tokenwire.engine.protocol import Start, Submit
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.engine.stream import DeltaStream
 from tokenwire.errors import (
@@ -208,6 +211,26 @@ def test_the_engine_ends_with_its_front(what: str, how: signal.Signals) -> None:
             front.kill()
 
 
+@pytest.mark.parametrize("what", ["loading", "computing"])
+def test_a_closed_socket_alone_ends_the_engine(what: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        command = [*COMMAND, str(theirs.fileno())]
+        with subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.PIPE) as engine:
+            try:
+                theirs.close()
+                writer = FrameWriter()
+                model = ModelConfig(model="hang" if what == "loading" else "ok")
+                ours.sendall(writer.frame(Start(model, EngineConfig())))
+                ours.sendall(writer.frame(Submit(0, [HANG_TOKEN], SHORT)))
+                assert engine.stderr is not None
+                assert int(engine.stderr.readline()) == engine.pid
+                ours.close()
+                assert engine.wait(5) == 0
+            finally:
+                engine.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_engine_leaves_signals_to_the_front(number: signal.Signals) -> None:
     async with running() as engine:
@@ -228,6 +251,20 @@ async def test_a_closed_stream_frees_its_row_and_blocks() -> None:
         assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
         with pytest.raises(RequestAbortedError):
             await read(running_stream)
+
+
+async def test_hundreds_of_streams_given_up_in_any_state_hold_nothing() -> None:
+    async with running(max_running=32, max_queued=500) as engine:
+        streams = [engine.submit([request % 80 + 1] * 20, ENDLESS) for request in range(500)]
+        for stream in streams[:20]:
+            await anext(stream)
+        for stream in streams:
+            stream.close()
+        closed_at = time.monotonic()
+        stats = await engine.stats()
+        assert time.monotonic() - closed_at < 0.5
+        assert (stats.running, stats.waiting, stats.blocks_free) == (0, 0, stats.blocks_total)
+        assert await read(engine.submit([7], SHORT)) == expected_answer([7], 5)
 
 
 async def test_a_row_that_fails_raises_and_its_neighbour_goes_on() -> None:

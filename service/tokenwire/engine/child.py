@@ -5,6 +5,7 @@ import contextlib
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 
 from tokenwire.engine.channel import FrameError, FrontProtocol
@@ -20,7 +21,13 @@ class Child:
         self.closed = asyncio.Event()
         """Set when the connection ended: the process is dead or dying."""
         self.frame_error: FrameError | None = None
+        self._ended = asyncio.Event()
         self._process = process
+        # A thread of its own: the loop's pool may be full of long work when the process has to be reaped.
+        reaper = threading.Thread(
+            target=self._reap, args=(asyncio.get_running_loop(),), name="engine reaper", daemon=True
+        )
+        reaper.start()
         self._protocol: FrontProtocol | None = None
 
     @classmethod
@@ -70,22 +77,24 @@ class Child:
     async def end(self, timeout_s: float) -> str:
         """Wait ``timeout_s`` seconds for the process to end, then kill it; returns how it ended. Leaves no process."""
         try:
-            await self._wait(timeout_s)
-        except subprocess.TimeoutExpired:
+            async with asyncio.timeout(timeout_s):
+                await self._ended.wait()
+        except TimeoutError:
             self._process.kill()
-            await self._wait(None)
+            await self._ended.wait()
         finally:
-            if self._process.returncode is None:
-                # Cancelled: no time to wait, but the process must not stay.
+            # Cancelled: no time to wait. The reaper takes care of the rest.
+            if not self._ended.is_set():
                 self._process.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(1.0)
             if self._protocol is not None:
                 self._protocol.close()
         return self._describe_end()
 
-    async def _wait(self, timeout_s: float | None) -> None:
-        await asyncio.to_thread(self._process.wait, timeout_s)
+    def _reap(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._process.wait()
+        # The loop may be gone before the process is.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(self._ended.set)
 
     def _describe_end(self) -> str:
         if self.frame_error is not None:

@@ -116,8 +116,10 @@ class Scheduler(Generic[GenerationT]):
     def _can_admit(self, request: Request[GenerationT], budget: int, num_prefill: int) -> bool:
         if not self._chunked and len(request.tokens) > budget and num_prefill:
             return False
-        # One block more per running row: otherwise the first row that grows would throw the newcomer out again.
-        return self._blocks.can_allocate(self._blocks.blocks_for(len(request.tokens)) + len(self.running))
+        # One block more for each running row that may still grow: otherwise the first that does would throw the
+        # newcomer out again.
+        num_growing = sum(row.num_slots < row.max_cached_tokens for row in self.running)
+        return self._blocks.can_allocate(self._blocks.blocks_for(len(request.tokens)) + num_growing)
 
     def _take_chunk(self, request: Request[GenerationT], budget: int) -> int:
         """Set the tokens of a prefill row; returns their number."""
