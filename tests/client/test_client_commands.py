@@ -62,7 +62,9 @@ def test_prompts_come_from_standard_input(run: Run) -> None:
 def test_one_message_is_answered_with_stats(run: Run, server: FakeServer) -> None:
     code, out, err = run("chat", "--stats", "--max-new-tokens", "200", "--system", "Be brief.", "What is it?")
     assert (code, out) == (0, "you said: What is it?\n")
-    assert [each.role for each in server.requests[0].conversation.messages] == ["system", "user"]
+    chat = server.requests[-1]
+    assert [each.role for each in chat.conversation.messages] == ["system", "user"]
+    assert (chat.generation_config.max_new_tokens, chat.generation_config.HasField("max_length")) == (200, False)
     *_, stats = err.splitlines()
     first, *rest = stats.split(" | ")
     assert first.startswith("time to first token ")
@@ -74,6 +76,13 @@ def test_one_message_is_answered_with_stats(run: Run, server: FakeServer) -> Non
         "device cpu",
     ]
     assert rest[0].endswith(" tokens/s")
+
+
+def test_an_answer_of_a_chat_may_fill_the_context(run: Run, server: FakeServer) -> None:
+    run("chat", "x")
+    assert server.requests[-1].generation_config.max_length == 128
+    run("generate", "x")
+    assert not server.requests[-1].generation_config.HasField("max_length")
 
 
 def test_tokenize_shows_pieces_and_bytes(run: Run) -> None:

@@ -24,7 +24,7 @@ def _next_step(error: client.TokenwireError) -> str:
             return f"; try again{_in(error.retry_after)}"
         case client.NotFound():
             return "; leave --model away to use the served model"
-        case client.InternalError() if error.request_id:
+        case client.InternalError() if error.request_id and error.request_id not in str(error):
             return f"; the server's log has more under request id {error.request_id}"
         case _:
             return ""

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 from tokenwire.cli.output import Output
-from tokenwire.client import Client, GenerationWarning, Stream
+from tokenwire.client import GenerationWarning, Model, Stream
 
 
 @dataclass(slots=True)
@@ -53,9 +53,8 @@ def _warn(warnings: tuple[GenerationWarning, ...], err: Output) -> None:
         err.line(f"warning: {warning.message}")
 
 
-def show_stats(stream: Stream, watch: Stopwatch, client: Client, err: Output) -> None:
+def show_stats(stream: Stream, watch: Stopwatch, model: Model, err: Output) -> None:
     """One line about a finished answer: times, finish reason, quantization, device."""
-    model = client.model()
     usage, rate = stream.finish.usage, watch.tokens_per_second
     first = "none" if watch.first is None else f"{(watch.first - watch.began) * 1000:.0f} ms"
     err.line(

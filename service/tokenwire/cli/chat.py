@@ -56,7 +56,12 @@ class ChatSession:
 
     def __init__(self, client: Client, options: GenerationOptions, *, model: str, system: str, stats: bool) -> None:
         self._client = client
+        self._served = client.model(model=model)
         self._options = options
+        if "max_new_tokens" not in options and "max_length" not in options:
+            # transformers' 20 new tokens would cut nearly every answer of a chat; this one ends by itself or by Ctrl-C.
+            limit = min(self._served.context_length, self._served.limits.max_sequence_tokens)
+            self._options = GenerationOptions(**options, max_length=limit)
         self._model = model
         self._system = system
         self._stats = stats
@@ -79,14 +84,14 @@ class ChatSession:
     def _show(self, stream: Stream) -> None:
         watch = show(stream, self._out, self._err)
         if self._stats:
-            show_stats(stream, watch, self._client, self._err)
+            show_stats(stream, watch, self._served, self._err)
 
     def run(self) -> None:
         """Converse until the user leaves."""
         # input() edits lines and keeps a history once this module is loaded; some builds of Python lack it.
         with suppress(ImportError):
             import readline  # noqa: F401
-        served = self._client.model()
+        served = self._served
         self._err.line(f"{served.id} ({served.quantization} on {served.device}). {HELP}")
         while (line := self._read()) is not None:
             command, _, argument = line.strip().partition(" ")

@@ -43,5 +43,5 @@ def generate(
         stream = client.stream(text, model=model, **generation.options())
         watch = show(stream, out, err)
         if stats:
-            show_stats(stream, watch, client, err)
+            show_stats(stream, watch, client.model(), err)
     return 0

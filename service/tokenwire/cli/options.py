@@ -126,7 +126,7 @@ class GenerationFlags:
     """How to generate; names and meanings are those of transformers' GenerationConfig. The server checks the ranges."""
 
     max_new_tokens: Annotated[int | None, _flag()] = None
-    """Most tokens to generate. Default: the model's, or 20."""
+    """Most tokens to generate. Default: the model's, or 20; in chat, as many as the context holds."""
     max_length: Annotated[int | None, _flag()] = None
     """Most tokens of prompt and answer together."""
     min_new_tokens: Annotated[int | None, _flag()] = None

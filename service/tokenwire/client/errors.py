@@ -219,8 +219,8 @@ def from_rpc_error(error: grpc.RpcError, *, target: str, answered: bool = False)
         status.MergeFromString(encoded)
     # A tokenwire server sends details with every UNAVAILABLE; without them it was gRPC that lost the connection.
     if code is grpc.StatusCode.UNAVAILABLE and encoded is None:
-        # "failed to connect to all addresses; last error: …: Connection refused": the last part says it.
-        message = message.rpartition(": ")[2]
+        # "failed to connect to all addresses; last error: … Failed to connect to remote host: Connection refused"
+        message = message.rpartition("Failed to connect to remote host: ")[2]
         text = (
             f"the connection to {target} broke during the answer ({message}); send the request again"
             if answered
