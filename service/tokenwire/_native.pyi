@@ -233,6 +233,15 @@ class Sampler:
         """Choose and append one token per row.
 
         ``logits``: float32, or bfloat16 bits as uint16, ``[len(generations), vocab]``, C-contiguous; not changed.
-        A row's result does not depend on the other rows. Raises ValueError on a shape mismatch, on a finished
-        generation and on one that occurs twice.
+        A row's result does not depend on the other rows. Raises ValueError on a shape mismatch (the columns must be the
+        ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
+        """
+
+    def processed_logits(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
+    ) -> NDArray[np.float32]:
+        """Logits ``[vocab]`` as the next step's draw (or greedy choice) sees them; changes nothing.
+
+        ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
+        on a shape mismatch and where ``step`` would give an Emission with ``error``.
         """

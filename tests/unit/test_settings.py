@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import pytest
-
 from tokenwire.engine.settings import (
     RANGES,
     SAMPLING_FIELDS,

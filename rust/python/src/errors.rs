@@ -1,9 +1,10 @@
 //! Core errors as Python exceptions that name the field.
 
 use pyo3::create_exception;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
-use tokenwire_core::error::Error;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use tokenwire_core::error::{Error, Result};
 
 create_exception!(tokenwire._native, InvalidParametersError, PyValueError);
 create_exception!(tokenwire._native, TokenizerError, PyValueError);
@@ -26,7 +27,24 @@ pub fn to_py(error: Error) -> PyErr {
     }
 }
 
+/// Runs `work` without the GIL; its errors become exceptions, a panic in it a `RuntimeError`.
+///
+/// pyo3 alone would raise `PanicException`, a `BaseException` that no `except Exception` catches.
+pub fn guard<T: Send>(py: Python<'_>, work: impl FnOnce() -> Result<T> + Send) -> PyResult<T> {
+    // What `work` borrowed mutably may be half changed: its owner must treat a RuntimeError as the end of that state.
+    match py.detach(|| catch_unwind(AssertUnwindSafe(work))) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(to_py(error)),
+        Err(_) => Err(PyRuntimeError::new_err("internal error in tokenwire's extension; its place is on stderr")),
+    }
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // The default hook prints the message, which for a slicing error quotes the text: a prompt must not reach the log.
+    std::panic::set_hook(Box::new(|info| match info.location() {
+        Some(place) => eprintln!("tokenwire: panic at {place}"),
+        None => eprintln!("tokenwire: panic"),
+    }));
     let py = module.py();
     module.add("InvalidParametersError", py.get_type::<InvalidParametersError>())?;
     module.add("TokenizerError", py.get_type::<TokenizerError>())?;

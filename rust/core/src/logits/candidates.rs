@@ -1,0 +1,392 @@
+//! The tokens that the draw may choose, and their logits.
+
+use super::kernels::{self, BLOCK, CHUNK};
+use super::select::{self, Scratch};
+
+/// Why a row has no next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RowError {
+    /// The model is broken for this input.
+    #[error("the logits hold NaN")]
+    Nan,
+    /// Every token is at -infinity.
+    #[error("no token is allowed: all logits are -infinity")]
+    NoTokenAllowed,
+}
+
+/// Memory that is reused from row to row.
+#[derive(Debug, Default)]
+pub struct Buffers {
+    /// Maxima of each `CHUNK` of the row.
+    maxima: Vec<f32>,
+    /// A changed copy of the row.
+    copy: Vec<f32>,
+    ids: Vec<u32>,
+    values: Vec<f32>,
+    sums: Vec<f64>,
+    scratch: Scratch,
+}
+
+impl Buffers {
+    /// Whether `row` holds NaN.
+    pub fn finds_nan(&mut self, row: &[f32]) -> bool {
+        kernels::scan(row, &mut self.maxima).has_nan
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Form {
+    /// The whole row as given.
+    Row,
+    /// The whole row, in the copy.
+    Copy,
+    /// The tokens in `ids`, ascending, with `values`.
+    List,
+}
+
+/// The tokens that are left, from the whole row down to a short list, with their logits.
+///
+/// Starts as a view of the row and becomes a list at the first narrowing. A temperature stays pending while the row is
+/// whole, because top-k needs it only for the few that it keeps. No value is NaN or +infinity, one is finite.
+#[derive(Debug)]
+pub struct Candidates<'a> {
+    row: &'a [f32],
+    buffers: &'a mut Buffers,
+    form: Form,
+    max: f32,
+    /// What the values of a whole row are still to be divided by.
+    temperature: f32,
+}
+
+impl<'a> Candidates<'a> {
+    /// All tokens of `row` `[V]`.
+    ///
+    /// # Errors
+    /// When the row holds NaN or nothing above -infinity.
+    pub fn new(row: &'a [f32], buffers: &'a mut Buffers) -> Result<Self, RowError> {
+        let scan = kernels::scan(row, &mut buffers.maxima);
+        if scan.has_nan {
+            return Err(RowError::Nan);
+        }
+        if scan.max == f32::NEG_INFINITY {
+            return Err(RowError::NoTokenAllowed);
+        }
+        let mut candidates = Self { row, buffers, form: Form::Row, max: scan.max, temperature: 1.0 };
+        if scan.max == f32::INFINITY {
+            candidates.keep_infinite();
+        }
+        Ok(candidates)
+    }
+
+    /// Leaves the tokens at +infinity, all equal.
+    fn keep_infinite(&mut self) {
+        let finite = |&value: &f32| if value == f32::INFINITY { 0.0 } else { f32::NEG_INFINITY };
+        self.buffers.copy.clear();
+        self.buffers.copy.extend(self.row.iter().map(finite));
+        self.form = Form::Copy;
+        self.max = kernels::scan(&self.buffers.copy, &mut self.buffers.maxima).max;
+    }
+
+    fn stored(&self) -> &[f32] {
+        match self.form {
+            Form::Row => self.row,
+            Form::Copy => &self.buffers.copy,
+            Form::List => &self.buffers.values,
+        }
+    }
+
+    /// Divides all logits by `temperature`, above 0.
+    pub fn divide(&mut self, temperature: f32) {
+        self.settle();
+        self.temperature = temperature;
+        if self.form == Form::List {
+            let scaled = self.scaler();
+            self.buffers.values.iter_mut().for_each(|value| *value = scaled(*value));
+            self.max = scaled(self.max);
+            self.temperature = 1.0;
+        }
+    }
+
+    /// What division by the pending temperature does to a value.
+    ///
+    /// Where a tiny temperature would take the largest logit to infinity, all are shifted so that it comes to 0: the
+    /// distribution is the same, and ordinary logits stay bit for bit what transformers computes.
+    fn scaler(&self) -> impl Fn(f32) -> f32 + use<> {
+        let (shift, temperature) = (self.shift(), self.temperature);
+        move |value| (value - shift) / temperature
+    }
+
+    fn shift(&self) -> f32 {
+        if (self.max / self.temperature).is_finite() { 0.0 } else { self.max }
+    }
+
+    /// Carries out the pending division.
+    fn settle(&mut self) {
+        if self.temperature == 1.0 {
+            return;
+        }
+        let (shift, temperature, scaled) = (self.shift(), self.temperature, self.scaler());
+        if self.form == Form::Row {
+            kernels::scale(self.row, shift, temperature, &mut self.buffers.copy);
+            self.form = Form::Copy;
+        } else {
+            self.buffers.copy.iter_mut().for_each(|value| *value = scaled(*value));
+        }
+        // Division keeps the order, so the maxima stay maxima.
+        self.buffers.maxima.iter_mut().for_each(|value| *value = scaled(*value));
+        self.max = scaled(self.max);
+        self.temperature = 1.0;
+    }
+
+    /// Logits of the candidates, by ascending token id, and room to work in.
+    pub fn values(&mut self) -> (&[f32], &mut Scratch) {
+        self.settle();
+        let values = match self.form {
+            Form::Row => self.row,
+            Form::Copy => &self.buffers.copy,
+            Form::List => &self.buffers.values,
+        };
+        (values, &mut self.buffers.scratch)
+    }
+
+    /// The largest logit.
+    pub fn max(&mut self) -> f32 {
+        self.settle();
+        self.max
+    }
+
+    /// How many tokens are left, those at -infinity included while the row is whole.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.stored().len()
+    }
+
+    /// Never: one token always stays.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.stored().is_empty()
+    }
+
+    /// Whether this is still the whole row, and at least half of its chunks hold a value of `threshold` or more.
+    pub fn is_mostly_from(&mut self, threshold: f32) -> bool {
+        self.settle();
+        let maxima = &self.buffers.maxima;
+        self.form != Form::List && maxima.iter().filter(|&&maximum| maximum >= threshold).count() * 2 >= maxima.len()
+    }
+
+    /// Keeps the tokens with a logit of at least `threshold` for which `keep(position, logit)` holds.
+    ///
+    /// Positions are those of [`Candidates::values`]. The largest logit must be kept.
+    pub fn retain_from(&mut self, threshold: f32, keep: impl Fn(usize, f32) -> bool) {
+        self.settle();
+        self.retain_stored(threshold, keep);
+    }
+
+    fn retain_stored(&mut self, threshold: f32, keep: impl Fn(usize, f32) -> bool) {
+        // Written without branches: the kept one is overwritten by the next unless the length moves on.
+        let threshold = threshold.max(f32::MIN);
+        let Buffers { maxima, copy, ids, values, .. } = &mut *self.buffers;
+        let row: &[f32] = match self.form {
+            Form::Row => self.row,
+            Form::Copy => copy,
+            Form::List => {
+                let mut kept = 0;
+                for position in 0..values.len() {
+                    let value = values[position];
+                    ids[kept] = ids[position];
+                    values[kept] = value;
+                    kept += usize::from(value >= threshold && keep(position, value));
+                }
+                ids.truncate(kept);
+                values.truncate(kept);
+                return;
+            }
+        };
+        ids.clear();
+        values.clear();
+        for ((chunk, &maximum), first) in row.chunks(CHUNK).zip(maxima.iter()).zip((0..).step_by(CHUNK)) {
+            if maximum < threshold {
+                continue;
+            }
+            let mut kept = ids.len();
+            ids.resize(kept + chunk.len(), 0);
+            values.resize(kept + chunk.len(), 0.0);
+            for (offset, &value) in chunk.iter().enumerate() {
+                let position = first + offset;
+                #[allow(clippy::cast_possible_truncation)] // A vocabulary fits u32.
+                let id = position as u32;
+                ids[kept] = id;
+                values[kept] = value;
+                kept += usize::from(value >= threshold && keep(position, value));
+            }
+            ids.truncate(kept);
+            values.truncate(kept);
+        }
+        self.form = Form::List;
+    }
+
+    /// Keeps tokens for which `keep(position)` holds, even if the largest logit goes.
+    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
+        self.retain_from(f32::MIN, |position, _| keep(position));
+        self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    }
+
+    /// Keeps the `k` largest logits (`k >= 1`) and all that tie with the k-th after the division by temperature.
+    pub fn keep_top(&mut self, k: usize) {
+        if k >= self.len() {
+            return;
+        }
+        if self.form != Form::List {
+            let row = match self.form {
+                Form::Copy => &self.buffers.copy,
+                _ => self.row,
+            };
+            let bound = select::bound_of_top(row, &self.buffers.maxima, k, &mut self.buffers.scratch.keys);
+            let Some(bound) = self.lowest_tie(bound) else {
+                // Division makes too many values equal: divide first, then compare.
+                self.settle();
+                return self.keep_top(k);
+            };
+            self.retain_stored(bound, |_, _| true);
+            let temperature = std::mem::replace(&mut self.temperature, 1.0);
+            if temperature != 1.0 {
+                self.divide(temperature);
+            }
+        }
+        let keys = &mut self.buffers.scratch.keys;
+        keys.clear();
+        keys.extend_from_slice(&self.buffers.values);
+        // Tokens at -infinity are no candidates, so fewer than k may be left.
+        if keys.len() > k {
+            let kth = select::kth_largest(keys, k);
+            self.retain_stored(kth, |_, _| true);
+        }
+    }
+
+    /// The smallest value that the pending division makes equal to `value`; `None` if it is more than a few steps away.
+    fn lowest_tie(&self, value: f32) -> Option<f32> {
+        const STEPS: usize = 4;
+        if self.temperature == 1.0 || value == f32::NEG_INFINITY {
+            return Some(value);
+        }
+        let scaled = self.scaler();
+        let mut lowest = value;
+        for _ in 0..STEPS {
+            let next = lowest.next_down();
+            if scaled(next) != scaled(value) {
+                return Some(lowest);
+            }
+            lowest = next;
+        }
+        None
+    }
+
+    /// The token with the largest logit, the lowest id where several have it.
+    #[must_use]
+    pub fn best(&self) -> u32 {
+        let stored = self.stored();
+        let position = match self.form {
+            Form::List => stored.iter().position(|&value| value == self.max),
+            _ => kernels::position(stored, &self.buffers.maxima, self.max),
+        };
+        self.id_at(position.unwrap_or_default())
+    }
+
+    fn id_at(&self, position: usize) -> u32 {
+        #[allow(clippy::cast_possible_truncation)] // A vocabulary fits u32.
+        match self.form {
+            Form::List => self.buffers.ids.get(position).copied().unwrap_or_default(),
+            _ => position as u32,
+        }
+    }
+
+    /// Draws a token by inverting the cumulative distribution, tokens in ascending order of id, at `u` in `[0, 1)`.
+    pub fn draw(&mut self, u: f64) -> u32 {
+        let (max, rate) = (self.max, self.temperature.recip());
+        let Buffers { copy, values, sums, scratch, .. } = &mut *self.buffers;
+        let values: &[f32] = match self.form {
+            Form::Row => self.row,
+            Form::Copy => copy,
+            Form::List => values,
+        };
+        kernels::exp_block_sums(values, max, rate, sums);
+        let mut left = u * sums.iter().sum::<f64>();
+        let mut chosen = None;
+        for (block, (values, &sum)) in values.chunks(BLOCK).zip(sums.iter()).enumerate() {
+            if left >= sum && block + 1 < sums.len() {
+                left -= sum;
+                continue;
+            }
+            kernels::exps(values, max, rate, &mut scratch.weights);
+            for (offset, &weight) in scratch.weights.iter().enumerate().filter(|&(_, &weight)| weight > 0.0) {
+                chosen = Some(block * BLOCK + offset);
+                left -= f64::from(weight);
+                if left < 0.0 {
+                    break;
+                }
+            }
+            break;
+        }
+        // Rounding may leave a little behind the last token that has any probability.
+        chosen.map_or_else(|| self.best(), |position| self.id_at(position))
+    }
+
+    /// Natural logarithm of the sum of `exp(logit - max)`.
+    #[must_use]
+    pub fn log_normalizer(&self) -> f64 {
+        kernels::exp_sum(self.stored(), self.max, self.temperature.recip()).ln()
+    }
+
+    /// Log probability of `id`, given the [`Candidates::log_normalizer`]; -infinity for a token that was removed.
+    #[must_use]
+    pub fn logprob(&self, id: u32, log_normalizer: f64) -> f32 {
+        let position = match self.form {
+            Form::List => self.buffers.ids.binary_search(&id).ok(),
+            _ => Some(id as usize),
+        };
+        let value = position.and_then(|position| self.stored().get(position)).copied();
+        self.logprob_of(value.unwrap_or(f32::NEG_INFINITY), log_normalizer)
+    }
+
+    fn logprob_of(&self, value: f32, log_normalizer: f64) -> f32 {
+        let distance = (f64::from(value) - f64::from(self.max)) / f64::from(self.temperature);
+        #[allow(clippy::cast_possible_truncation)]
+        let logprob = (distance - log_normalizer) as f32;
+        logprob.min(0.0)
+    }
+
+    /// The `count` most likely tokens with their log probabilities, best first, lower ids first among equals.
+    ///
+    /// Leaves no more than these and their ties: the last thing to ask.
+    #[must_use]
+    pub fn into_top(mut self, count: usize, log_normalizer: f64) -> Vec<(u32, f32)> {
+        if count == 0 {
+            return Vec::new();
+        }
+        let (max, temperature) = (self.max, std::mem::replace(&mut self.temperature, 1.0));
+        self.keep_top(count);
+        if self.form != Form::List {
+            self.retain_stored(f32::MIN, |_, _| true);
+        }
+        let mut order: Vec<_> = self.buffers.ids.iter().copied().zip(self.buffers.values.iter().copied()).collect();
+        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        order.truncate(count);
+        (self.max, self.temperature) = (max, temperature);
+        order.into_iter().map(|(id, value)| (id, self.logprob_of(value, log_normalizer))).collect()
+    }
+
+    /// Writes all V logits as the draw sees them, -infinity for tokens that were removed.
+    pub fn write_to(mut self, logits: &mut [f32]) {
+        self.settle();
+        if self.form == Form::List {
+            logits.fill(f32::NEG_INFINITY);
+            for (&id, &value) in self.buffers.ids.iter().zip(&self.buffers.values) {
+                if let Some(logit) = logits.get_mut(id as usize) {
+                    *logit = value;
+                }
+            }
+        } else {
+            logits.copy_from_slice(self.stored());
+        }
+    }
+}

@@ -1,1 +1,0 @@
-//! A tokenizer.json through the tokenizers crate.
