@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native, logs
 from tokenwire.config import ServerConfig, ServiceConfig
-from tokenwire.engine.handle import EngineHandle
-from tokenwire.errors import ConfigurationError, ModelLoadError
+from tokenwire.engine.handle import EngineHandle, EngineState
+from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
 from tokenwire.health import OVERALL, Health
 from tokenwire.interceptors import CallInterceptor
 from tokenwire.reflection import add_reflection
@@ -59,8 +59,9 @@ within 5 s. Measured: without ``grpc.http2.ping_timeout_ms`` such a stream lives
 def run(config: ServiceConfig, create_engine: EngineFactory | None = None) -> int:
     """Serve until SIGTERM or SIGINT; the exit code.
 
-    0 after a stop, 1 for a model that cannot be loaded, 2 for settings that cannot work, a port in use among them.
-    Each failure is one line on standard error. ``create_engine`` puts another engine in the place of the process.
+    0 after a stop; 1 for a model that cannot be loaded or an engine that stays down; 2 for settings that cannot work,
+    a port in use among them. Each failure is one line on standard error. ``create_engine`` puts another engine in the
+    place of the process.
     """
     logs.configure(config.log)
     try:
@@ -71,7 +72,14 @@ def run(config: ServiceConfig, create_engine: EngineFactory | None = None) -> in
     except ModelLoadError as error:
         logger.error("cannot load the model: %s", error)
         return EXIT_MODEL
+    except EngineLostError as error:
+        logger.error("%s", error)
+        return EXIT_MODEL
     return EXIT_OK
+
+
+class EngineLostError(TokenwireError):
+    """The engine died and could not be started again."""
 
 
 class Server:
@@ -82,6 +90,7 @@ class Server:
         self._create_engine = create_engine
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
+        self._engine_lost = False
         self.port: int | None = None
         """The port listened on, once there is one."""
         self.listening = asyncio.Event()
@@ -92,7 +101,7 @@ class Server:
     async def serve(self) -> None:
         """Listen, load, answer until told to stop, drain, stop.
 
-        Raises ConfigurationError and ModelLoadError.
+        Raises ConfigurationError, ModelLoadError, and EngineLostError where the engine stays down.
         """
         config = self._config
         server = _grpc_server(config)
@@ -106,7 +115,7 @@ class Server:
             max_running=config.engine.max_running,
             slow_reader_timeout_s=config.server.slow_reader_timeout,
         )
-        engine.on_state_change(lambda _: _report(health, backend))
+        engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
         self._install_signals()
         try:
@@ -118,6 +127,8 @@ class Server:
                 logger.info("ready", extra={"fields": backend.summary()})
                 self.ready.set()
                 await self._stop_requested.wait()
+                if self._engine_lost:
+                    raise EngineLostError("the engine cannot be kept running")
                 logger.info("draining", extra={"fields": {"grace_s": config.server.drain_grace}})
                 backend.draining = True
                 _report(health, backend)
@@ -131,6 +142,13 @@ class Server:
             await engine.stop()
             await server.stop(STOP_NOW_GRACE_S)
             logger.info("stopped")
+
+    def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
+        _report(health, backend)
+        # Better to end, and be started anew from outside, than to refuse for ever.
+        if state is EngineState.STOPPED and self.ready.is_set() and not backend.draining:
+            self._engine_lost = True
+            self._stop_requested.set()
 
     async def _load(self, engine: EngineHandle, backend: Backend) -> bool:
         """Start the engine and take over its model. False where a signal came first."""

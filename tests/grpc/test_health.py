@@ -5,12 +5,14 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from conftest import Service, service_config
+import pytest
+from conftest import Service, running, service_config
 from fakes import FakeEngine, say
 from grpc_health.v1 import health_pb2
 from test_calls import generate_request
 from test_statuses import failure
 from tokenwire.engine.handle import EngineState
+from tokenwire.server import EngineLostError
 from tokenwire.v1 import model_service_pb2, tokenizer_service_pb2
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -108,3 +110,19 @@ async def test_unknown_service(service: Service) -> None:
     watch.cancel()
     await asyncio.wait({next_status})
     assert next_status.cancelled()
+
+
+async def test_an_engine_that_stays_down_ends_the_server() -> None:
+    engine = FakeEngine()
+    with pytest.raises(EngineLostError):
+        await _lose(engine)
+
+
+async def _lose(engine: FakeEngine) -> None:
+    async with running(engine) as service:
+        call = service.generation.Generate(generate_request())
+        await engine.submitted.get()
+        engine.die()
+        assert (await failure(call)).code is grpc.StatusCode.UNAVAILABLE
+        engine.enter(EngineState.STOPPED)
+        await asyncio.wait({service.serving})

@@ -59,8 +59,11 @@ async def test_lists_and_describes_every_service(service: Service, version: str)
         assert pool.FindServiceByName(name).methods
     info = pool.FindServiceByName(f"grpc.reflection.{version}.ServerReflection").methods_by_name["ServerReflectionInfo"]
     assert info.input_type.full_name == f"grpc.reflection.{version}.ServerReflectionRequest"
-    unknown = await reflection.ask(file_containing_symbol="nobody.Knows")
-    assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+    method = await reflection.ask(file_containing_symbol="tokenwire.v1.GenerationService.Chat")
+    assert method.file_descriptor_response.file_descriptor_proto
+    for name in ("nobody.Knows", "tokenwire.v1.GenerationService.Dream", "", "x" * 1000):
+        unknown = await reflection.ask(file_containing_symbol=name)
+        assert unknown.error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
     await reflection.call.done_writing()
 
 

@@ -70,7 +70,7 @@ def packed_error(
             computed[row] += lengths[row]
             wanted = expected[row][computed[row] - 1]
             error = float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
-            worst = max(worst, error) if error == error else float("nan")  # noqa: PLR0124 - NaN differs from itself
-            if worst != worst:  # noqa: PLR0124
+            worst = max(worst, error) if error == error else float("nan")
+            if worst != worst:
                 return worst
     return worst

@@ -8,11 +8,9 @@ from tokenwire.servicers.backend import Backend
 from tokenwire.servicers.batch import Batch
 from tokenwire.servicers.call import current_call
 from tokenwire.servicers.preparation import Prepared, collect, prepare_chat, prepare_prompt
-from tokenwire.servicers.streaming import DeltaWriter, SlowReaderGuard
+from tokenwire.servicers.streaming import DeltaWriter, SlowReaderGuard, StreamResponse
 from tokenwire.v1 import chat_pb2, generation_service_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
-
-StreamResponse = type[pb.GenerateStreamResponse] | type[pb.ChatStreamResponse]
 
 
 class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
@@ -54,7 +52,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     async def _stream(self, prepared: Prepared, context: Any, response: StreamResponse) -> None:
         call = current_call()
-        deltas = DeltaWriter(prepared.served.text)
+        deltas = DeltaWriter(prepared.served.text, response)
         # Submitted before anything is written, so that a refusal is a plain status.
         with (
             closing(prepared.submit(self._backend.engine)) as stream,
@@ -65,7 +63,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             async for delta in stream:
                 call.count(len(delta.token_ids))
                 finish = delta.finish
-                message = deltas.push(delta)
-                if message is not None:
-                    await out.write(response(delta=message))
+                event = deltas.push(delta)
+                if event is not None:
+                    await out.write(event)
             await out.write(response(finish=prepared.finish_of(finish)))
