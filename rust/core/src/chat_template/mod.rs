@@ -4,6 +4,7 @@
 
 mod continuation;
 mod environment;
+mod filters;
 mod methods;
 mod provenance;
 mod python;
