@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenwire import validation
 from tokenwire.config import LimitsConfig
@@ -78,28 +78,32 @@ def test_values_are_shortened(text: str, limit: int) -> None:
         assert shown == repr(text)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+FRACTIONS = st.none() | st.floats(0.0625, 1, width=32)
+COUNTS = st.none() | st.integers(0, CONTEXT + 1)
+IDS = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=3).map(tuple)
+
+
+@settings(deadline=None)
 @given(
     st.builds(
         GenerationOverrides,
-        max_new_tokens=st.none() | st.integers(-1, 40),
-        max_length=st.none() | st.integers(-1, 40),
-        min_new_tokens=st.none() | st.integers(-1, 40),
+        max_new_tokens=COUNTS,
+        max_length=COUNTS,
+        min_new_tokens=COUNTS,
         do_sample=st.none() | st.booleans(),
-        temperature=st.none() | st.floats(-0.25, 1.25, width=32),
-        top_k=st.none() | st.integers(-1, 40),
-        top_p=st.none() | st.floats(-0.25, 1.25, width=32),
-        min_p=st.none() | st.floats(-0.25, 1.25, width=32),
-        typical_p=st.none() | st.floats(-0.25, 1.25, width=32),
-        repetition_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
-        presence_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
-        frequency_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
+        temperature=FRACTIONS,
+        top_k=COUNTS,
+        top_p=FRACTIONS,
+        min_p=FRACTIONS,
+        typical_p=FRACTIONS,
+        repetition_penalty=FRACTIONS,
+        presence_penalty=FRACTIONS,
         seed=st.none() | st.integers(-(2**63), 2**63 - 1),
         stop_strings=st.none() | st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple),
-        eos_token_ids=st.none() | st.lists(st.integers(-1, 100), max_size=3).map(tuple),
-        stop_token_ids=st.lists(st.integers(-1, 100), max_size=3).map(tuple),
-        suppress_tokens=st.none() | st.lists(st.integers(-1, 100), max_size=3).map(tuple),
-        logit_bias=st.dictionaries(st.integers(-1, 100), st.floats(width=32), max_size=3),
+        eos_token_ids=st.none() | IDS,
+        stop_token_ids=IDS,
+        suppress_tokens=st.none() | IDS,
+        logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-100, 100, width=32), max_size=3),
     )
 )
 def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: GenerationOverrides) -> None:
