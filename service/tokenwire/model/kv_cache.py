@@ -7,6 +7,7 @@ out by the engine's block manager; here they are only storage.
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from tokenwire.config import EngineConfig
@@ -46,7 +47,7 @@ class KVCache:
             members = [number for number, other in enumerate(shapes) if other == shape]
             heads = shape.num_kv_heads
             for place, dim in enumerate((shape.key_dim, shape.value_dim)):
-                storage = torch.zeros(len(members), num_slots, heads, dim, dtype=shape.dtype, device=shape.device)
+                storage = _zeros((len(members), num_slots, heads, dim), shape)
                 self._storages.append(storage.view(len(members), num_blocks, -1))
                 for member, layer_storage in zip(members, storage, strict=True):
                     keys, values = self.layers[member]
@@ -64,6 +65,17 @@ class KVCache:
 
 
 _EMPTY = (torch.empty(0), torch.empty(0))
+
+
+def _zeros(size: tuple[int, ...], shape: LayerShape) -> torch.Tensor:
+    """Zeros that on the CPU take memory only as blocks are first used: numpy asks the system for zeroed pages.
+
+    torch.zeros writes them: a 6 GiB cache would be resident before the first request.
+    """
+    if shape.device.type != "cpu":
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(shape.dtype).view(size)
 
 
 def choose_num_blocks(shapes: list[LayerShape], engine: EngineConfig, context_length: int) -> int:
