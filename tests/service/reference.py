@@ -34,9 +34,7 @@ def greedy_batch(model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_n
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(row)) + list(row) for row in prompts])
     mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in prompts])
-    out: Any = model.generate(
-        ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0
-    )
+    out: Any = model.generate(ids, attention_mask=mask, max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=0)
     eos = model.generation_config.eos_token_id
     ends = set(eos) if isinstance(eos, list) else {eos}
     rows = []

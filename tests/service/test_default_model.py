@@ -52,7 +52,7 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def smollm(quantize: str) -> Iterator[Server]:
-    with running_server(GGUF, ["--quantize", quantize, "--max-step-tokens", "48"]) as running:
+    with running_server(GGUF, ["--quantize", quantize, "--max-step-tokens", "48", "--max-running", "16"]) as running:
         yield running
 
 

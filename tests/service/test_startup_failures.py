@@ -12,10 +12,10 @@ import pytest
 from tests.serving import ROOT, clean_environment, serve_command
 
 
-def serve(*flags: str) -> tuple[int, str]:
+def serve(*flags: str, port: int = 0) -> tuple[int, str]:
     """Exit code and standard error of a `serve` that must end by itself."""
     done = subprocess.run(
-        serve_command("--port", "0", *flags),
+        serve_command("--port", str(port), *flags),
         cwd=ROOT,
         env=clean_environment(),
         capture_output=True,
@@ -81,7 +81,7 @@ def test_wrong_path() -> None:
 def test_port_in_use(tiny_llama: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        code, stderr = serve("--model", str(tiny_llama), "--port", str(port))
+        code, stderr = serve("--model", str(tiny_llama), port=port)
     assert code in (1, 2)
     assert str(port) in stderr
     assert "Traceback" not in stderr

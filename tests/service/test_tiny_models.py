@@ -46,7 +46,7 @@ def expected(checkpoint: Path) -> list[list[int]]:
 def family_server(checkpoint: Path) -> Iterator[Server]:
     # A step of 37 tokens cuts the longer prompts into chunks at odd places.
     with running_server(
-        checkpoint, ["--max-step-tokens", "37", "--threads", "1", "--kv-cache-memory", "32MiB"]
+        checkpoint, ["--max-step-tokens", "37", "--max-running", "16", "--threads", "1", "--kv-cache-memory", "32MiB"]
     ) as running:
         yield running
 
