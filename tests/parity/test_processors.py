@@ -114,21 +114,23 @@ TOKENIZER = tokenizer()
 SAMPLER = _native.Sampler()
 
 
-def make_generation(case: Case, **others: Any) -> _native.Generation:
+def make_sampling(case: Case, *, seed: int = 0) -> _native.SamplingParams:
+    chosen: dict[str, Any] = {name: getattr(case, name) for name in TUNABLE[: TUNABLE.index("eos_token_ids")]}
+    return _native.SamplingParams(
+        vocab_size=len(case.logits), seed=seed, **{**chosen, "logit_bias": dict(case.logit_bias)}
+    )
+
+
+def make_generation(
+    case: Case, sampling: _native.SamplingParams | None = None, *, sequence_index: int = 0
+) -> _native.Generation:
     """A generation that has generated what the case says, by forcing each token."""
     size = len(case.logits)
-    sampling: dict[str, Any] = {name: getattr(case, name) for name in TUNABLE[: TUNABLE.index("eos_token_ids")]}
-    sampling |= {"logit_bias": dict(case.logit_bias), **others}
+    stopping = _native.StoppingParams(
+        vocab_size=size, max_new_tokens=10**6, min_new_tokens=case.min_new_tokens, eos_token_ids=case.eos_token_ids
+    )
     generation = _native.Generation(
-        TOKENIZER,
-        case.prompt,
-        _native.SamplingParams(vocab_size=size, **sampling),
-        _native.StoppingParams(
-            vocab_size=size,
-            max_new_tokens=10**6,
-            min_new_tokens=case.min_new_tokens,
-            eos_token_ids=case.eos_token_ids,
-        ),
+        TOKENIZER, case.prompt, sampling or make_sampling(case), stopping, sequence_index=sequence_index
     )
     for token in case.generated:
         # +infinity outweighs every setting.
@@ -268,3 +270,93 @@ def test_settings_combined_equal_transformers(data: st.DataObject) -> None:
     case = data.draw(st.composite(history)(case))
     if has_choice(case):
         assert_equal_to_transformers(case)
+
+
+# ---- draws ---------------------------------------------------------------------------------------------------
+
+
+def chi_square_is_plausible(counts: NDArray[np.int64], probabilities: NDArray[np.float64]) -> bool:
+    """Pearson's test at a significance of 1e-4; cells that expect less than 5 are taken together."""
+    expected = probabilities * counts.sum()
+    assert not counts[expected == 0].any()
+    small = expected < 5
+    observed = np.append(counts[~small], counts[small].sum())
+    cells = np.append(expected[~small], expected[small].sum())
+    observed, cells = observed[cells > 0], cells[cells > 0]
+    statistic, freedom = float(np.sum((observed - cells) ** 2 / cells)), len(cells) - 1
+    # Wilson-Hilferty: the cube root of chi-square over its degrees of freedom is nearly normal; 3.72 is its quantile.
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.72 * np.sqrt(2 / (9 * freedom))) ** 3 if freedom else 1e-6
+    return statistic <= limit
+
+
+DRAWS: dict[str, dict[str, Any]] = {
+    "temperature": {"temperature": 0.7},
+    "hot": {"temperature": 3.0},
+    "top_k": {"top_k": 20},
+    "top_p": {"top_p": 0.9},
+    "min_p": {"min_p": 0.1},
+    "typical_p": {"typical_p": 0.6},
+    "all": {"temperature": 1.3, "top_k": 40, "top_p": 0.95, "min_p": 0.02, "typical_p": 0.9},
+    "penalties": {"repetition_penalty": 1.5, "prompt": (1, 2, 3), "logit_bias": ((5, 2.0),), "suppress_tokens": (7,)},
+}
+
+
+@pytest.mark.parametrize("size", [12, 700, 5000])
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_follow_the_processed_distribution(name: str, size: int) -> None:
+    logits = (np.random.default_rng(size).standard_normal(size) * 2).astype(np.float32)
+    case = replace(Case(logits), **{**DRAWS[name], "top_k": min(DRAWS[name].get("top_k", 0), size)})
+    probabilities = torch.softmax(torch.from_numpy(reference(case)).double(), dim=-1).numpy()
+    counts = np.zeros(size, dtype=np.int64)
+    batch = np.tile(logits, (500, 1))
+    for seed in range(10):
+        # Each draw is the first step of its own sequence, so that no history changes the distribution.
+        sampling = make_sampling(case, seed=seed)
+        sequences = [make_generation(case, sampling, sequence_index=index) for index in range(500)]
+        for emission in SAMPLER.step(batch, sequences):
+            counts[emission.token_id] += 1
+    assert chi_square_is_plausible(counts, probabilities)
+
+
+def test_the_chi_square_test_notices_a_wrong_distribution() -> None:
+    uniform = np.full(20, 0.05)
+    generator = np.random.default_rng(1)
+    assert chi_square_is_plausible(generator.multinomial(5000, uniform), uniform)
+    bent = np.linspace(0.8, 1.2, 20) / 20
+    assert not chi_square_is_plausible(generator.multinomial(5000, bent), uniform)
+
+
+# ---- where transformers fails or leaves it open ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-38, 1e-10])
+def test_the_coldest_temperatures_choose_the_best_token(temperature: float) -> None:
+    logits = np.array([1.0, 3.0, 2.999, -1.0, 3.0], dtype=np.float32)
+    filters: list[dict[str, Any]] = [{"top_p": 1.0}, {"top_k": 4}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.9}]
+    for top in filters:
+        processed = ours(replace(Case(logits, temperature=temperature), **top)).astype(np.float64)
+        weights = np.exp(processed - processed.max())
+        assert weights[[0, 2, 3]].tolist() == [0, 0, 0], top
+        assert weights[[1, 4]].sum() >= 1, top
+
+
+def test_infinite_logits_share_the_probability() -> None:
+    logits = np.array([1.0, np.inf, -np.inf, np.inf], dtype=np.float32)
+    assert ours(Case(logits)).tolist() == [-np.inf, 0.0, -np.inf, 0.0]
+    assert ours(Case(logits, top_k=1)).tolist() == [-np.inf, 0.0, -np.inf, 0.0]
+    assert ours(Case(logits, top_p=0.4)).tolist() == [-np.inf, -np.inf, -np.inf, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (Case(np.array([0.0, np.nan], dtype=np.float32)), "NaN"),
+        (Case(np.array([0.0, np.nan], dtype=np.float32), suppress_tokens=(1,)), "NaN"),
+        (Case(np.array([-np.inf, -np.inf], dtype=np.float32)), "no token is allowed"),
+        (Case(np.zeros(2, dtype=np.float32), suppress_tokens=(0, 1)), "no token is allowed"),
+    ],
+)
+def test_a_row_without_a_choice_is_refused(case: Case, message: str) -> None:
+    for do_sample in (False, True):
+        with pytest.raises(ValueError, match=message):
+            ours(replace(case, do_sample=do_sample))
