@@ -24,6 +24,8 @@ pub struct Buffers {
     maxima: Vec<f32>,
     /// A changed copy of the row.
     copy: Vec<f32>,
+    /// What the copy turns into when it is cut.
+    spare: Vec<f32>,
     ids: Vec<u32>,
     values: Vec<f32>,
     sums: Vec<f64>,
@@ -174,17 +176,6 @@ impl<'a> Candidates<'a> {
         self.stored().is_empty()
     }
 
-    /// Makes a list of the logits of at least `threshold`, if they are few. Returns whether it did.
-    pub fn thin(&mut self, threshold: f32) -> bool {
-        self.settle();
-        let is_worth_it =
-            self.form != Form::List && kernels::count_from(self.stored(), threshold) * WHOLE_FROM < self.len();
-        if is_worth_it {
-            self.gather(threshold);
-        }
-        is_worth_it
-    }
-
     /// Keeps logits above `value`, and those equal to it from `position` (in [`Candidates::values`]) on.
     ///
     /// The largest logit must stay.
@@ -192,15 +183,19 @@ impl<'a> Candidates<'a> {
         self.settle();
         // Rank and position hold in the list as well once `position` is turned into a token.
         let first_id = self.id_at(position as usize);
-        self.thin(value);
+        if self.form != Form::List && kernels::count_from(self.stored(), value) * WHOLE_FROM < self.len() {
+            self.gather(value);
+        }
         match self.form {
             Form::List => self.filter(|id, other, _| other > value || (other == value && id >= first_id)),
-            Form::Copy => kernels::cut(&mut self.buffers.copy, value, position),
+            Form::Copy => {
+                let Buffers { copy, spare, .. } = &mut *self.buffers;
+                kernels::cut(copy, value, position, spare);
+                std::mem::swap(copy, spare);
+            }
             Form::Row => {
-                self.buffers.copy.clear();
-                self.buffers.copy.extend_from_slice(self.row);
+                kernels::cut(self.row, value, position, &mut self.buffers.copy);
                 self.form = Form::Copy;
-                kernels::cut(&mut self.buffers.copy, value, position);
             }
         }
     }

@@ -51,16 +51,7 @@ impl Warper for TopP {
     fn warp(&self, candidates: &mut Candidates<'_>) {
         let max = candidates.max();
         let (values, scratch) = candidates.values();
-        let total = kernels::exps(values, max, 1.0, &mut scratch.weights);
-        let mut left = total;
-        let low = select::certain_below(max, total, self.0, values.len());
-        if candidates.thin(low) {
-            let (values, scratch) = candidates.values();
-            left = kernels::exps(values, max, 1.0, &mut scratch.weights);
-        }
-        let (values, scratch) = candidates.values();
-        let below = (total - left).max(0.0);
-        if let Some((value, position, _)) = select::first_of_top_p(values, max, total, below, self.0, scratch) {
+        if let Some((value, position, _)) = select::first_of_top_p(values, max, self.0, scratch) {
             candidates.cut(value, position);
         }
     }

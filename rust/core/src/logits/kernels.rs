@@ -211,44 +211,95 @@ kernel! {
     fn exps_into<'a>(values: &'a [f32], max: f32, rate: f32, out: &'a mut [f32]) -> f64 {
         let mut total = 0.0;
         for (block, out) in values.chunks(BLOCK).zip(out.chunks_mut(BLOCK)) {
-            let (groups, tail) = block.as_chunks::<SUM_LANES>();
-            let (out_groups, out_tail) = out.as_chunks_mut::<SUM_LANES>();
-            let mut lanes = [0.0_f32; SUM_LANES];
-            for (group, out) in groups.iter().zip(out_groups) {
-                for lane in 0..SUM_LANES {
-                    out[lane] = exp((group[lane] - max) * rate);
-                    lanes[lane] += out[lane];
-                }
+            total += block_exps(block, max, rate, out);
+        }
+        total
+    }
+}
+
+#[inline(always)]
+fn block_exps(block: &[f32], max: f32, rate: f32, out: &mut [f32]) -> f64 {
+    let (groups, tail) = block.as_chunks::<SUM_LANES>();
+    let (out_groups, out_tail) = out.as_chunks_mut::<SUM_LANES>();
+    let mut lanes = [0.0_f32; SUM_LANES];
+    for (group, out) in groups.iter().zip(out_groups) {
+        for lane in 0..SUM_LANES {
+            out[lane] = exp((group[lane] - max) * rate);
+            lanes[lane] += out[lane];
+        }
+    }
+    let mut total = sum_lanes(lanes);
+    for (&value, out) in tail.iter().zip(out_tail) {
+        *out = exp((value - max) * rate);
+        total += f64::from(*out);
+    }
+    total
+}
+
+/// Bins of a histogram; the 32 KB of sums stay near the core.
+pub const BINS: usize = 1024;
+/// Sums per bin. Neighbours go to different ones, so that they need not wait for each other when they share a bin.
+const TURNS: usize = 4;
+
+/// Equal bins of values up to the largest; the first bin also takes all values below.
+#[derive(Debug, Clone, Copy)]
+pub struct Bins {
+    /// Where the first bin begins.
+    pub low: f32,
+    /// Bins per unit of value.
+    pub per_unit: f32,
+}
+
+impl Bins {
+    /// The bin of a value. Keeps the order: a larger value never has a lower bin.
+    #[inline(always)]
+    fn of(self, value: f32) -> u16 {
+        // Adding 2^23 leaves the rounded integer in the low bits. Comparisons this way round send -inf to 0.
+        const ROUND: f32 = 8_388_608.0;
+        #[allow(clippy::cast_precision_loss)]
+        const LAST: f32 = (BINS - 1) as f32;
+        let place = (value - self.low) * self.per_unit;
+        let place = if place > 0.0 { place } else { 0.0 };
+        let place = if place < LAST { place } else { LAST };
+        #[allow(clippy::cast_possible_truncation)] // Below BINS.
+        let bin = (place + ROUND).to_bits() as u16;
+        bin
+    }
+}
+
+/// The sum of weights in one bin, in parts.
+pub type Mass = [f64; TURNS];
+
+kernel! {
+    /// Adds `exp(value - max)` of each value to its bin and returns the sum of all.
+    ///
+    /// Weights and bins live for one block only: a pass over memory costs more than the arithmetic.
+    pub fn histogram<'a>(values: &'a [f32], max: f32, bins: Bins, masses: &'a mut [Mass; BINS]) -> f64 {
+        masses.fill([0.0; TURNS]);
+        let mut total = 0.0;
+        let mut weights = [0.0_f32; BLOCK];
+        let mut places = [0_u16; BLOCK];
+        for block in values.chunks(BLOCK) {
+            let (weights, places) = (&mut weights[..block.len()], &mut places[..block.len()]);
+            total += block_exps(block, max, 1.0, weights);
+            for (place, &value) in places.iter_mut().zip(block) {
+                *place = bins.of(value);
             }
-            total += sum_lanes(lanes);
-            for (&value, out) in tail.iter().zip(out_tail) {
-                *out = exp((value - max) * rate);
-                total += f64::from(*out);
+            for (places, weights) in places.chunks(TURNS).zip(weights.chunks(TURNS)) {
+                for (turn, (&place, &weight)) in places.iter().zip(weights).enumerate() {
+                    masses[usize::from(place) % BINS][turn] += f64::from(weight);
+                }
             }
         }
         total
     }
 }
 
-/// Writes the bin of each value: of `bins` equal ones between `low` and the largest value, the first also for all
-/// values below.
-pub fn bins_of(values: &[f32], low: f32, bins_per_unit: f32, bins: u32, out: &mut Vec<u32>) {
-    out.resize(values.len(), 0);
-    bins_into(values, low, bins_per_unit, bins, out);
-}
-
 kernel! {
-    fn bins_into<'a>(values: &'a [f32], low: f32, bins_per_unit: f32, bins: u32, out: &'a mut [u32]) -> () {
-        // Adding 2^23 leaves the rounded integer in the low bits. Comparisons this way round send -inf to 0.
-        const ROUND: f32 = 8_388_608.0;
-        #[allow(clippy::cast_precision_loss)] // A few thousand.
-        let last = (bins - 1) as f32;
-        for (bin, &value) in out.iter_mut().zip(values) {
-            let place = (value - low) * bins_per_unit;
-            let place = if place > 0.0 { place } else { 0.0 };
-            let place = if place < last { place } else { last };
-            *bin = (place + ROUND).to_bits() & 0x007f_ffff;
-        }
+    /// Writes the positions of values in the bin `wanted`.
+    pub fn positions_in_bin<'a>(values: &'a [f32], bins: Bins, wanted: u16, out: &'a mut Vec<u32>) -> () {
+        out.clear();
+        append_positions(values, 0, |value| bins.of(value) == wanted, out);
     }
 }
 
@@ -287,14 +338,6 @@ kernel! {
     }
 }
 
-kernel! {
-    /// Writes the positions of `wanted` among `bins`.
-    pub fn positions_of<'a>(bins: &'a [u32], wanted: u32, out: &'a mut Vec<u32>) -> () {
-        out.clear();
-        append_positions(bins, 0, |bin| bin == wanted, out);
-    }
-}
-
 /// Appends `first` plus the place of each item that `holds`.
 #[inline(always)]
 fn append_positions<T: Copy>(items: &[T], first: u32, holds: impl Fn(T) -> bool, out: &mut Vec<u32>) {
@@ -319,11 +362,16 @@ fn append_positions<T: Copy>(items: &[T], first: u32, holds: impl Fn(T) -> bool,
     }
 }
 
+/// Copies `values` with -infinity for those below `value` and those equal to it that come before `position`.
+pub fn cut(values: &[f32], value: f32, position: u32, out: &mut Vec<f32>) {
+    out.resize(values.len(), 0.0);
+    cut_into(values, value, position, out);
+}
+
 kernel! {
-    /// Puts -infinity for values below `value` and for those equal to it that come before `position`.
-    pub fn cut<'a>(values: &'a mut [f32], value: f32, position: u32) -> () {
-        for (other, at) in values.iter_mut().zip(0_u32..) {
-            *other = if *other > value || (*other == value && at >= position) { *other } else { f32::NEG_INFINITY };
+    fn cut_into<'a>(values: &'a [f32], value: f32, position: u32, out: &'a mut [f32]) -> () {
+        for ((kept, &other), at) in out.iter_mut().zip(values).zip(0_u32..) {
+            *kept = if other > value || (other == value && at >= position) { other } else { f32::NEG_INFINITY };
         }
     }
 }

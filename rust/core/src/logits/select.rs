@@ -1,14 +1,10 @@
 //! Order statistics without sorting the row.
 
-use super::kernels;
+use super::kernels::{self, BINS, Bins, Mass};
 
 /// A token's rank value, its position, and its weight.
 pub type Item = (f32, u32, f32);
 
-/// Bins of the histogram; the 32 KB of sums stay near the core.
-const BINS: u32 = 1024;
-/// Sums per bin.
-const TURNS: usize = 4;
 /// From this many values on the histogram beats selection.
 const HISTOGRAM_FROM: usize = 256;
 /// Up to this many items are sorted.
@@ -23,9 +19,8 @@ pub struct Scratch {
     pub keys: Vec<f32>,
     /// Items that selection moves about.
     pub items: Vec<Item>,
-    bins: Vec<u32>,
     positions: Vec<u32>,
-    masses: Vec<[f64; TURNS]>,
+    masses: Vec<Mass>,
 }
 
 /// The k-th largest of `values` (`1 <= k <= values.len()`), which end up in another order.
@@ -78,65 +73,56 @@ pub fn crossing(mut items: &mut [Item], mut start: f64, reaches: impl Fn(f64) ->
 /// The first item, in ascending order of (value, position), that top-p keeps: transformers' `TopPLogitsWarper` drops
 /// items while their cumulative probability is at most `1 - p`.
 ///
-/// `weights` are proportional to the probabilities and sum to `total`; `below` is the part of the total that belongs to
-/// values left out because they are certainly dropped. A histogram over the values finds the bin where the sum
-/// crosses, and only that bin's items are looked at one by one.
-pub fn first_of_top_p(values: &[f32], max: f32, total: f64, below: f64, p: f64, scratch: &mut Scratch) -> Option<Item> {
-    let Scratch { weights, items, bins, positions, masses, .. } = scratch;
+/// `max` is the largest value. A histogram over the values finds the bin where the sum crosses, and only that bin's
+/// items are looked at one by one.
+pub fn first_of_top_p(values: &[f32], max: f32, p: f64, scratch: &mut Scratch) -> Option<Item> {
+    let Scratch { weights, keys, items, positions, masses } = scratch;
     // Probabilities, threshold and comparison in f32 and the sum in f64, as torch's softmax and cumsum have it: ties
     // at the threshold fall the same way.
     #[allow(clippy::cast_possible_truncation)]
-    let (threshold, divisor) = ((1.0 - p) as f32, total as f32);
+    let threshold = (1.0 - p) as f32;
     #[allow(clippy::cast_possible_truncation)]
     let reaches = |sum: f64| sum as f32 > threshold;
-    let item = |(position, (&value, &weight)): (u32, (&f32, &f32))| (value, position, weight / divisor);
-    let mut sum = below / total;
-    items.clear();
+
+    let (mut sum, mut total) = (0.0, 0.0);
+    positions.clear();
+    keys.clear();
     if values.len() < HISTOGRAM_FROM {
-        items.extend((0..).zip(values.iter().zip(weights.iter())).map(item));
-        return crossing(items, sum, reaches);
-    }
-
-    let low = certain_below(max, total, p, values.len());
-    #[allow(clippy::cast_precision_loss)]
-    let bins_per_unit = (BINS - 1) as f32 / (max - low).max(f32::MIN_POSITIVE);
-    kernels::bins_of(values, low, bins_per_unit, BINS, bins);
-    masses.clear();
-    masses.resize(BINS as usize, [0.0; TURNS]);
-    add_by_bin(bins, weights, masses);
-    let mut crossed = BINS - 1;
-    for (bin, mass) in (0..BINS).zip(masses.iter()) {
-        let next = sum + mass.iter().sum::<f64>() / total;
-        if reaches(next) {
+        positions.extend((0..).zip(values).map(|(position, _)| position));
+    } else {
+        let bins = bins_below(values, max);
+        masses.resize(BINS, Mass::default());
+        total = kernels::histogram(values, max, bins, masses.first_chunk_mut()?);
+        let mut crossed = 0;
+        for (bin, mass) in (0..).zip(masses.iter().map(|parts| parts.iter().sum::<f64>())) {
             crossed = bin;
-            break;
-        }
-        sum = if bin + 1 < BINS { next } else { sum };
-    }
-    kernels::positions_of(bins, crossed, positions);
-    items.extend(
-        positions.iter().map(|&position| item((position, (&values[position as usize], &weights[position as usize])))),
-    );
-    crossing(items, sum, reaches)
-}
-
-/// Adds each weight to the sum of its bin.
-///
-/// Neighbours go to different sums of a bin, so that they need not wait for each other when they share it.
-fn add_by_bin(bins: &[u32], weights: &[f32], masses: &mut [[f64; TURNS]]) {
-    for (bins, weights) in bins.chunks(TURNS).zip(weights.chunks(TURNS)) {
-        for (turn, (&bin, &weight)) in bins.iter().zip(weights).enumerate() {
-            if let Some(mass) = masses.get_mut(bin as usize) {
-                mass[turn] += f64::from(weight);
+            if usize::from(bin) + 1 == BINS || reaches((sum + mass) / total) {
+                break;
             }
+            sum += mass;
         }
+        kernels::positions_in_bin(values, bins, crossed, positions);
     }
+    keys.extend(positions.iter().filter_map(|&position| values.get(position as usize)));
+    let listed = kernels::exps(keys, max, 1.0, weights);
+    let total = if values.len() < HISTOGRAM_FROM { listed } else { total };
+    #[allow(clippy::cast_possible_truncation)]
+    let divisor = total as f32;
+    items.clear();
+    let weighted = keys.iter().zip(weights.iter()).zip(positions.iter());
+    items.extend(weighted.map(|((&value, &weight), &position)| (value, position, weight / divisor)));
+    crossing(items, sum / total, reaches)
 }
 
-/// A value such that all those below it are dropped by top-p, whatever their number: `count` of them at that value
-/// would together have less than `1 - p` of the probability.
-pub fn certain_below(max: f32, total: f64, p: f64, count: usize) -> f32 {
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
-    let distance = ((1.0 - p) * total / count as f64).ln() as f32;
-    max + distance.min(0.0) - 1e-3
+/// Bins down to where values hardly weigh, or a good deal below the bulk of the row where that is nearer.
+fn bins_below(values: &[f32], max: f32) -> Bins {
+    // e^-24 times the largest vocabulary is below 1e-5. A sample tells how far the row spreads.
+    const MOST: f32 = 24.0;
+    const SAMPLE: usize = 64;
+    let sample = values.iter().step_by(values.len().div_ceil(SAMPLE));
+    let least = sample.copied().filter(|value| value.is_finite()).fold(max, f32::min);
+    let width = ((max - least) * 1.5).clamp(f32::MIN_POSITIVE, MOST);
+    #[allow(clippy::cast_precision_loss)]
+    let bins = (BINS - 1) as f32;
+    Bins { low: max - width, per_unit: (bins / width).min(f32::MAX) }
 }
