@@ -18,14 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
-
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.model import gguf
 from tokenwire.model.batch import ForwardBatch, Runner
 from tokenwire.model.loader import load
 from tokenwire.model.quantization import bitsandbytes_config
 from tokenwire.model.runner import make_runner
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 
 class _Clock(StoppingCriteria):
@@ -167,7 +166,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
     arguments = parser.parse_args()
-    contests = [contest for quantize in arguments.formats for contest in run_format(arguments.model, quantize, arguments)]
+    contests = [
+        contest for quantize in arguments.formats for contest in run_format(arguments.model, quantize, arguments)
+    ]
     print(f"\n{describe_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
     print("| weights | work | transformers tok/s | tokenwire tok/s | ratio |")
     print("|---|---|---|---|---|")

@@ -90,7 +90,7 @@ def paged_attention(
     if num_decode:
         index = step.decode_index(sliding_window, device, query.dtype)
         rows = query[0, :, :num_decode].transpose(0, 1).reshape(num_decode, num_kv_heads, group, -1)
-        cached_keys, cached_values = _gather(keys, values, index, num_decode, step.block_size)
+        cached_keys, cached_values = _gather(context.cache, layer, index, num_decode)
         # The heads of a group share their keys: as further queries of one head, no key is repeated.
         sinks = None if s_aux is None else s_aux.view(1, num_kv_heads, group, 1).expand(num_decode, -1, -1, -1)
         out = attend(rows, cached_keys, cached_values, index, scaling, softcap, sinks)
@@ -101,25 +101,26 @@ def paged_attention(
         if index.is_causal:
             chunk_keys, chunk_values = key[:, :, tokens], value[:, :, tokens]
         else:
-            chunk_keys, chunk_values = _gather(keys, values, index, 1, step.block_size)
+            chunk_keys, chunk_values = _gather(context.cache, layer, index, 1)
         sinks = None if s_aux is None else s_aux.view(1, num_heads, 1, 1)
         out = attend(query[:, :, tokens], chunk_keys, chunk_values, index, scaling, softcap, sinks)
         parts.append(out.transpose(1, 2))
     return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()), None
 
 
-def _gather(
-    keys: torch.Tensor, values: torch.Tensor, index: KeyIndex, num_rows: int, block_size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows' cached keys and values, ``[rows, Hkv, num_keys, D]``, as strided views of block-major storage."""
+def _gather(cache: KVCache, layer: int, index: KeyIndex, num_rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows' cached keys and values, ``[rows, Hkv, num_keys, D]``, as strided views; valid until the next gather."""
+    keys, values = cache.layers[layer]
     if index.slots is not None:
         return keys[index.slots].transpose(0, 1)[None], values[index.slots].transpose(0, 1)[None]
     assert index.blocks is not None  # noqa: S101 - one of the two is always there
     gathered = []
-    for storage in (keys, values):
-        blocks = storage.view(-1, block_size * storage.shape[1] * storage.shape[2]).index_select(0, index.blocks)
-        rows = blocks.view(num_rows, -1, storage.shape[1], storage.shape[2])
-        gathered.append(rows[:, : index.num_keys].transpose(1, 2))
+    for place, storage in enumerate((keys, values)):
+        _, num_kv_heads, dim = storage.shape
+        blocks = storage.view(cache.num_blocks, -1)
+        out = cache.workspace(place, index.blocks.numel(), blocks)
+        torch.index_select(blocks, 0, index.blocks, out=out)
+        gathered.append(out.view(num_rows, -1, num_kv_heads, dim)[:, : index.num_keys].transpose(1, 2))
     return gathered[0], gathered[1]
 
 

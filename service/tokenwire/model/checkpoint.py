@@ -1,4 +1,4 @@
-"""Finds a checkpoint and looks through its files before anything is loaded, so that what is wrong is said in one line."""
+"""Finds a checkpoint and looks through its files before anything is loaded, to say in one line what is wrong."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def locate(model: str, revision: str | None, progress: Callable[[str], None]) ->
         raise ModelLoadError(f"{model}: no such file or folder; give a checkpoint folder, a GGUF file or a hub id")
     progress(f"downloading {model}")
     import huggingface_hub
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars
 
     disable_progress_bars()
     try:
@@ -98,7 +98,7 @@ def weight_sizes(folder: Path) -> dict[str, int]:
 
 
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     model_type = config.get("model_type")
@@ -107,7 +107,8 @@ def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
     if model_type not in CONFIG_MAPPING_NAMES:
         if config.get("auto_map"):
             raise ModelLoadError(
-                f"{folder}: architecture {model_type!r} is Python code inside the checkpoint (auto_map); it is not run here"
+                f"{folder}: architecture {model_type!r} is Python code inside the checkpoint (auto_map), "
+                "which is never run"
             )
         raise ModelLoadError(f"{folder}: this version of transformers does not know the architecture {model_type!r}")
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:

@@ -4,7 +4,9 @@ That makes the next start fast, and bitsandbytes quantization possible. The cach
 ``tokenwire`` under ``$XDG_CACHE_HOME`` (default ``~/.cache``).
 """
 
+import contextlib
 import hashlib
+import io
 import os
 import shutil
 import tempfile
@@ -92,16 +94,18 @@ def _convert(file: Path, target: Path) -> None:
             "set TOKENWIRE_CACHE to a folder with room"
         )
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
-        )
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+        # The reader draws a progress bar that transformers' own switch does not reach.
+        with contextlib.redirect_stderr(io.StringIO()):
+            model = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32, local_files_only=True
+            )
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
     except Exception as error:
         raise ModelLoadError(f"{file}: transformers cannot read this GGUF file ({first_line(error)})") from error
     # Left by the reader; with them the folder would count as a GGUF-quantized model, which cannot be saved.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    model.__dict__["hf_quantizer"] = None
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

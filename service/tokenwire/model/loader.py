@@ -62,9 +62,9 @@ class LoadedModel:
 
 
 def load(config: ModelConfig, engine: EngineConfig, *, progress: Callable[[str], None]) -> LoadedModel:
-    """Load what ``config`` names. ``progress`` gets a short line as each phase begins. ModelLoadError on any failure."""
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    """Load what ``config`` names; ModelLoadError on any failure. ``progress`` gets a line as each phase begins."""
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     path = locate(config.model, config.revision, progress)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -94,7 +94,7 @@ def _load_folder(
     tokenizer = _load_tokenizer(path, folder)
     phase = "loading" if quantization_config is None else f"loading and quantizing to {config.quantize}"
     progress(f"{phase} {path.name} on {config.device_map or device}")
-    model, info = AutoModelForCausalLM.from_pretrained(
+    result: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
         device_map=device_map,
@@ -104,12 +104,13 @@ def _load_folder(
         trust_remote_code=False,
         output_loading_info=True,
     )
-    missing = sorted(info["missing_keys"])
+    model: PreTrainedModel = result[0]
+    missing = sorted(result[1]["missing_keys"])
     if missing:
         raise ModelLoadError(
             f"{path}: the checkpoint lacks {len(missing)} weights of its architecture, as {missing[0]}"
         )
-    model.eval()
+    model.eval()  # type: ignore[no-untyped-call]
     return _describe(path, folder, config, engine, model, tokenizer, device)
 
 
@@ -205,12 +206,12 @@ def _check_fits(path: Path, folder: Path, config: ModelConfig, dtype: torch.dtyp
 
 def _load_tokenizer(path: Path, folder: Path) -> PreTrainedTokenizerFast:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise ModelLoadError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelLoadError(f"{path}: its tokenizer has no tokenizer.json form; convert it to a fast tokenizer")
-    return tokenizer
+    return tokenizer  # type: ignore[no-any-return]
 
 
 def _context_length(path: Path, config: Any, engine: EngineConfig) -> int:
@@ -226,7 +227,7 @@ def _context_length(path: Path, config: Any, engine: EngineConfig) -> int:
 
 
 def _vocab_size(model: PreTrainedModel) -> int:
-    head = model.get_output_embeddings()
+    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     size = getattr(head, "out_features", None)
     return int(size if size is not None else model.config.get_text_config().vocab_size)
 

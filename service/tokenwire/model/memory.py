@@ -16,7 +16,7 @@ for _power, _letter in enumerate("KMGT", start=1):
 
 
 def parse_size(text: str) -> int:
-    """Bytes of "512MiB" (binary), "512MB" (decimal), "512M" (binary) or "536870912". ModelLoadError if none of these."""
+    """Bytes of "512MiB" or "512M" (binary), "512MB" (decimal) or "536870912"; ModelLoadError if none of these."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if match is None or match[2].upper() not in _UNITS:
         raise ModelLoadError(f"kv_cache_memory: {text!r} is not a size such as 512MiB, 2GiB or 536870912")

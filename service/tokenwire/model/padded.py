@@ -4,11 +4,11 @@ Two modes, chosen by what one pass of the model leaves behind:
 
 - plain keys and values (bloom, falcon, gpt_neo, mpt ...): prefill rows run one at a time with their own past; decode
   rows run as one left-padded batch whose cache is kept while the same rows decode, and rebuilt when they change.
-- any other state (mamba, linear attention, hybrids): each sequence runs alone with its own cache object, and a prompt in
-  one pass, because such a state cannot be padded, and some architectures cannot continue a prompt.
+- any other state (mamba, linear attention, hybrids): each sequence runs alone with its own cache object, and a prompt
+  in one pass, because such a state cannot be padded, and some architectures cannot continue a prompt.
 
-The left padding here is of cached tensors; the new tokens of a decode batch are one per row. So `_native.pad`, which pads
-ids, has nothing to do, and the model layer stays without knowledge of the extension.
+The left padding here is of cached tensors; the new tokens of a decode batch are one per row. So `_native.pad`, which
+pads ids, has nothing to do, and the model layer stays without knowledge of the extension.
 """
 
 import inspect
@@ -43,8 +43,8 @@ class _DecodeBatch:
 class PaddedRunner:
     """Runs any causal language model of transformers. Implements ``batch.Runner``.
 
-    Blocks are only counted here: transformers' caches are allocated as sequences grow, and a batch takes as much per row
-    as its longest row. So the KV cache size is an estimate on this path.
+    Blocks are only counted here: transformers' caches are allocated as sequences grow, and a batch takes as much per
+    row as its longest row. So the KV cache size is an estimate on this path.
     """
 
     forward_path = "padded"
@@ -209,12 +209,13 @@ class PaddedRunner:
             row = batch.sequence_ids.index(sequence)
             last = batch.lengths[row]
             return [
-                (layer.keys[row : row + 1, :, -last:], layer.values[row : row + 1, :, -last:])
-                for layer in batch.cache.layers
+                (keys[row : row + 1, :, -last:], values[row : row + 1, :, -last:])
+                for keys, values, _ in batch.cache
+                if keys is not None and values is not None
             ]
         if sequence not in self._alone:
             raise RuntimeError(f"sequence {sequence} has no cache")
-        return [(layer.keys, layer.values) for layer in self._alone[sequence].layers]
+        return [(keys, values) for keys, values, _ in self._alone[sequence]]
 
 
 def _is_decode(tokens: list[int], num_computed: int) -> bool:
@@ -233,7 +234,7 @@ def _state_name(model: PreTrainedModel) -> str:
 
 @torch.inference_mode()
 def probe_cache(model: PreTrainedModel) -> tuple[bool, list[LayerShape]]:
-    """Run two tokens; say whether the model keeps plain keys and values, and what each layer of them takes per token."""
+    """Run two tokens; say whether the model keeps plain keys and values only, and what each layer caches per token."""
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     state = getattr(model(input_ids=tokens, use_cache=True), _state_name(model), None)
     if state is None:
@@ -243,7 +244,9 @@ def probe_cache(model: PreTrainedModel) -> tuple[bool, list[LayerShape]]:
     plain = len(layers) > 0 and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized for layer in layers
     )
-    return plain, [
-        LayerShape(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype, layer.keys.device)
-        for layer in attention
-    ]
+    shapes = []
+    for layer in attention:
+        keys, values = layer.keys, layer.values
+        if keys is not None and values is not None:
+            shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, keys.device))
+    return plain, shapes

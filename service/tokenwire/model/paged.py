@@ -12,11 +12,11 @@ from tokenwire.model.step import Step
 
 
 def to_numpy(logits: torch.Tensor) -> NDArray[np.float32] | NDArray[np.uint16]:
-    """Logits ``[rows, V]`` on the CPU as the sampler takes them: bfloat16 as its bits in uint16, all else as float32."""
+    """Logits ``[rows, V]`` on the CPU as the sampler takes them: bfloat16 as bits in uint16, all else as float32."""
     logits = logits.detach()
     if logits.dtype == torch.bfloat16:
-        return logits.cpu().contiguous().view(torch.uint16).numpy()  # type: ignore[no-any-return]
-    return logits.float().cpu().contiguous().numpy()  # type: ignore[no-any-return]
+        return logits.cpu().contiguous().view(torch.uint16).numpy()
+    return logits.float().cpu().contiguous().numpy()
 
 
 class PagedRunner:

@@ -16,7 +16,7 @@ BYTES_PER_VALUE = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 
 
 def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> Any | None:
-    """The BitsAndBytesConfig that ``config`` asks for, None for ``quantize none``. ``dtype``: of unquantized weights."""
+    """The BitsAndBytesConfig that ``config`` asks for, None for none. ``dtype``: of the unquantized weights."""
     if config.quantize == "none":
         if config.double_quant or config.skip_modules:
             raise ModelLoadError("double_quant and skip_modules need quantize nf4, fp4 or int8")
@@ -30,9 +30,9 @@ def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> Any | None:
     if config.quantize == "int8":
         if config.double_quant:
             raise ModelLoadError("double_quant goes with quantize nf4 and fp4, not with int8")
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)  # type: ignore[no-untyped-call]
     compute_dtype = dtype if config.compute_dtype == "auto" else getattr(torch, config.compute_dtype)
-    return BitsAndBytesConfig(
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True,
         bnb_4bit_quant_type=config.quantize,
         bnb_4bit_use_double_quant=config.double_quant,

@@ -1,5 +1,7 @@
 """The start-up self-test of the paged path: packed, chunked, ragged logits against plain ones of the same model."""
 
+import math
+
 import numpy as np
 import torch
 from transformers import PreTrainedModel
@@ -70,7 +72,7 @@ def packed_error(
             computed[row] += lengths[row]
             wanted = expected[row][computed[row] - 1]
             error = float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
-            worst = max(worst, error) if error == error else float("nan")
-            if worst != worst:
-                return worst
+            if math.isnan(error):
+                return error
+            worst = max(worst, error)
     return worst

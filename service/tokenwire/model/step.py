@@ -26,7 +26,7 @@ class KeyIndex:
     num_keys: int
     """Keys per row after the gather, from the first one on; the last block's unused tail is cut off."""
     mask: torch.Tensor | None
-    """Added to the scores, 0 or -inf, ``[rows, 1, queries, num_keys]`` (one query in a decode row); None: none masked."""
+    """Added to the scores, 0 or -inf, ``[rows, 1, queries, num_keys]`` (a decode row has one query); None: all seen."""
     is_causal: bool = False
     """The keys are the chunk's own, without context, and only the future is masked: nothing is read from the cache."""
 
