@@ -65,7 +65,9 @@ words = st.sampled_from(
 # Characters that the running Python does not know yet are no test of ours.
 known = st.characters(exclude_categories=["Cs", "Cn"])
 content = st.lists(st.one_of(words, st.text(known, max_size=4)), max_size=4).map("".join)
-scalars = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), content)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False), content
+)
 arguments = st.dictionaries(
     st.one_of(st.sampled_from(["city", "items", "get", "<|im_end|>"]), content),
     st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(content, inner, max_size=2)),
