@@ -170,8 +170,8 @@ def pad(
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         vocab_size: int,
         do_sample: bool = False,
@@ -188,15 +188,15 @@ class SamplingParams:
         seed: int = 0,
         logprobs: int | None = None,
         processed_logprobs: bool = False,
-    ) -> None:
+    ) -> Self:
         """Raises InvalidParametersError with every violation."""
 
 @final
 class StoppingParams:
     """When a sequence ends. Frozen."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         vocab_size: int,
         max_new_tokens: int,
@@ -205,15 +205,15 @@ class StoppingParams:
         stop_token_ids: Sequence[int] = (),
         stop_strings: Sequence[str] = (),
         include_stop_string: bool = False,
-    ) -> None:
+    ) -> Self:
         """Raises InvalidParametersError with every violation."""
 
 @final
 class Generation:
     """The state of one sequence: history, random counter, detokenizer, stop matcher."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         tokenizer: Tokenizer,
         prompt_ids: Sequence[int] | NDArray[np.int64],
         sampling: SamplingParams,
@@ -221,7 +221,7 @@ class Generation:
         *,
         sequence_index: int = 0,
         skip_special_tokens: bool = True,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def num_generated(self) -> int:
         """Tokens generated so far."""
@@ -263,13 +263,22 @@ class Emission:
 class Sampler:
     """Processors, choice, detokenization and stop checks for a whole batch."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def step(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generations: Sequence[Generation]
     ) -> list[Emission]:
         """Choose and append one token per row.
 
         ``logits``: float32, or bfloat16 bits as uint16, ``[len(generations), vocab]``, C-contiguous; not changed.
-        A row's result does not depend on the other rows. Raises ValueError on a shape mismatch, on a finished
-        generation and on one that occurs twice.
+        A row's result does not depend on the other rows. Raises ValueError on a shape mismatch (the columns must be the
+        ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
+        """
+
+    def processed_logits(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
+    ) -> NDArray[np.float32]:
+        """Logits ``[vocab]`` as the next step's draw (or greedy choice) sees them; changes nothing.
+
+        ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
+        on a shape mismatch and where ``step`` would give an Emission with ``error``.
         """

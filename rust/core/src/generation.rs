@@ -1,1 +1,156 @@
-//! The state of one sequence.
+//! The state of one sequence: history, randomness, detokenizer, stop matcher, and when it ends.
+
+use crate::detokenizer::Detokenizer;
+use crate::error::Result;
+use crate::logits::candidates::RowError;
+use crate::logits::history::History;
+use crate::logits::logprobs::Logprobs;
+use crate::logits::{Pipeline, Settings};
+use crate::params::{SamplingParams, StoppingParams, checked_ids};
+use crate::rng;
+use crate::stop::StopMatcher;
+use crate::tokenizer::Tokenizer;
+use std::sync::Arc;
+
+/// Why a sequence ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FinishReason {
+    /// This EOS token was generated; also when it came at the length limit.
+    Eos(u32),
+    /// This stop token was generated.
+    StopToken(u32),
+    /// This stop string appeared.
+    StopString(String),
+    /// `max_new_tokens` was reached.
+    Length,
+}
+
+/// What one step gave one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Emission {
+    /// The chosen token, or why there is none; then the sequence is finished.
+    pub token: std::result::Result<u32, RowError>,
+    /// Text that became certain; on the last step everything that was held back.
+    pub text: String,
+    /// Set on the last step of a sequence that did not fail.
+    pub finish: Option<FinishReason>,
+    /// Log probabilities, when asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// One sequence. The joined text of its emissions is `Tokenizer::decode` of all generated tokens, the ending one
+/// included, up to the stop string that matched, if one did.
+pub struct Generation {
+    sampling: Arc<SamplingParams>,
+    stopping: Arc<StoppingParams>,
+    pipeline: Pipeline,
+    history: History,
+    sequence_index: u64,
+    detokenizer: Detokenizer,
+    matcher: StopMatcher,
+    piece: String,
+    is_finished: bool,
+}
+
+impl Generation {
+    /// Starts a sequence behind `prompt_ids`. Sequences of one request differ in `sequence_index`.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::InvalidParameters`] for ids outside the vocabulary.
+    pub fn new(
+        tokenizer: Arc<Tokenizer>,
+        prompt_ids: &[i64],
+        sampling: Arc<SamplingParams>,
+        stopping: Arc<StoppingParams>,
+        sequence_index: u64,
+        skip_special_tokens: bool,
+    ) -> Result<Self> {
+        let prompt = checked_ids("prompt_ids", prompt_ids, sampling.vocab_size)?;
+        Ok(Self {
+            pipeline: Pipeline::new(&Settings { sampling: &sampling, stopping: &stopping }),
+            history: History::new(prompt),
+            sequence_index,
+            detokenizer: Detokenizer::new(tokenizer, skip_special_tokens),
+            matcher: StopMatcher::new(stopping.stop_automaton.clone()),
+            piece: String::new(),
+            is_finished: false,
+            sampling,
+            stopping,
+        })
+    }
+
+    /// How to turn logits into a token.
+    #[must_use]
+    pub fn sampling(&self) -> &SamplingParams {
+        &self.sampling
+    }
+
+    /// The processors and warpers that are on.
+    #[must_use]
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// Prompt and generated tokens.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    /// Whether the last token was generated, or the sequence failed.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// The random number of the next step, in `[0, 1)`.
+    #[must_use]
+    pub fn uniform(&self) -> f64 {
+        rng::uniform(self.sampling.seed, self.sequence_index, self.history.generated().len() as u64)
+    }
+
+    /// Takes the chosen token: history, text, and whether this is the end.
+    pub fn advance(&mut self, token: u32, logprobs: Option<Logprobs>) -> Emission {
+        self.history.push(token);
+        let mut text = String::new();
+        self.piece.clear();
+        self.detokenizer.push(token, &mut self.piece);
+        let mut matched = self.matcher.push(&self.piece, &mut text);
+        let by_token = self.finish_by_token(token);
+        let is_full = self.history.generated().len() >= self.stopping.max_new_tokens;
+        if matched.is_some() || by_token.is_some() || is_full {
+            matched = matched.or(self.flush(&mut text));
+        }
+        let by_string = matched.and_then(|index| self.stopping.stop_strings.get(index).cloned());
+        let finish = by_token.or(by_string.map(FinishReason::StopString)).or(is_full.then_some(FinishReason::Length));
+        self.is_finished = finish.is_some();
+        Emission { token: Ok(token), text, finish, logprobs }
+    }
+
+    /// Ends the sequence because its row of logits has no next token.
+    pub fn fail(&mut self, error: RowError) -> Emission {
+        let mut text = String::new();
+        self.flush(&mut text);
+        self.is_finished = true;
+        Emission { token: Err(error), text, finish: None, logprobs: None }
+    }
+
+    fn finish_by_token(&self, token: u32) -> Option<FinishReason> {
+        if self.stopping.eos_token_ids.contains(&token) {
+            Some(FinishReason::Eos(token))
+        } else if self.stopping.stop_token_ids.contains(&token) {
+            Some(FinishReason::StopToken(token))
+        } else {
+            None
+        }
+    }
+
+    /// Releases all text; returns the stop string that the end of it completes.
+    fn flush(&mut self, text: &mut String) -> Option<usize> {
+        self.piece.clear();
+        self.detokenizer.finish(&mut self.piece);
+        let matched = self.matcher.push(&self.piece, text);
+        self.matcher.finish(text);
+        matched
+    }
+}

@@ -1,1 +1,231 @@
-//! One step for a whole batch.
+//! One step for a whole batch: processors, choice, detokenization and stop checks, row by row.
+
+use crate::generation::{Emission, Generation};
+use crate::logits::candidates::{Buffers, Candidates, RowError};
+use crate::logits::kernels;
+use crate::logits::logprobs::{self, Logprobs};
+use std::num::NonZero;
+
+/// From this many logits in a batch on, rows are spread over threads: below, starting them costs more than they save.
+const THREADS_FROM: usize = 1 << 20;
+
+/// Logits of a batch, `[rows, V]`, row after row.
+#[derive(Debug, Clone, Copy)]
+pub enum Logits<'a> {
+    /// As numbers.
+    F32(&'a [f32]),
+    /// As the bits of bfloat16.
+    Bf16(&'a [u16]),
+}
+
+impl<'a> Logits<'a> {
+    fn len(self) -> usize {
+        match self {
+            Self::F32(values) => values.len(),
+            Self::Bf16(bits) => bits.len(),
+        }
+    }
+
+    /// Rows `first..first + count`, each of `width`; empty where there are none.
+    fn rows(self, first: usize, count: usize, width: usize) -> Self {
+        let range = first * width..(first + count) * width;
+        match self {
+            Self::F32(values) => Self::F32(values.get(range).unwrap_or_default()),
+            Self::Bf16(bits) => Self::Bf16(bits.get(range).unwrap_or_default()),
+        }
+    }
+
+    /// As `f32`, widened into `buffer` if need be.
+    fn widened<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::F32(values) => values,
+            Self::Bf16(bits) => {
+                kernels::widen(bits, buffer);
+                buffer
+            }
+        }
+    }
+}
+
+/// Why a batch was refused before any row was touched.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchError {
+    /// The logits have another shape than the generations ask for.
+    #[error("{count} logits are not {rows} rows of {width}")]
+    Shape {
+        /// Logits given.
+        count: usize,
+        /// Generations given.
+        rows: usize,
+        /// Columns given.
+        width: usize,
+    },
+    /// A generation was made for another vocabulary.
+    #[error("the logits have {width} columns, but generation {index} was made for a vocabulary of {vocab_size}")]
+    Width {
+        /// Columns given.
+        width: usize,
+        /// Place in the batch.
+        index: usize,
+        /// Its vocabulary.
+        vocab_size: usize,
+    },
+    /// A generation takes no more tokens.
+    #[error("generation {0} is finished")]
+    Finished(usize),
+}
+
+/// Memory of one thread, reused from row to row.
+#[derive(Debug, Default)]
+struct Worker {
+    widened: Vec<f32>,
+    edited: Vec<f32>,
+    buffers: Buffers,
+}
+
+/// Chooses and appends tokens.
+#[derive(Debug, Default)]
+pub struct Sampler {
+    workers: Vec<Worker>,
+}
+
+impl Sampler {
+    /// A sampler; its memory grows with the first rows.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Chooses and appends one token per row of `logits` `[generations.len(), width]`.
+    ///
+    /// A row's result does not depend on the other rows. A row without a usable token fails alone.
+    ///
+    /// # Errors
+    /// On a shape mismatch or a finished generation; then nothing has changed.
+    pub fn step(
+        &mut self,
+        logits: Logits<'_>,
+        width: usize,
+        generations: &mut [&mut Generation],
+    ) -> Result<Vec<Emission>, BatchError> {
+        let rows = generations.len();
+        check(logits, width, generations.iter().map(|generation| &**generation))?;
+        if let Some(index) = generations.iter().position(|generation| generation.is_finished()) {
+            return Err(BatchError::Finished(index));
+        }
+        let threads = if logits.len() < THREADS_FROM {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, NonZero::get).clamp(1, rows.max(1))
+        };
+        self.workers.resize_with(self.workers.len().max(threads), Worker::default);
+        let share = rows.div_ceil(threads).max(1);
+        let mut emissions = Vec::with_capacity(rows);
+        std::thread::scope(|scope| {
+            let mut parts = generations.chunks_mut(share).zip(&mut self.workers).zip((0..).step_by(share));
+            let own = parts.next();
+            let others: Vec<_> = parts
+                .map(|((part, worker), first)| {
+                    let logits = logits.rows(first, part.len(), width);
+                    scope.spawn(move || worker.step(logits, width, part))
+                })
+                .collect();
+            if let Some(((part, worker), first)) = own {
+                emissions.extend(worker.step(logits.rows(first, part.len(), width), width, part));
+            }
+            for other in others {
+                match other.join() {
+                    Ok(part) => emissions.extend(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        Ok(emissions)
+    }
+
+    /// What the draw (or the greedy choice) of the next step sees: all V logits after processors and warpers,
+    /// -infinity for tokens that were removed. Changes nothing.
+    ///
+    /// # Errors
+    /// On a shape mismatch; the inner error where the step would fail the row.
+    pub fn processed_logits(
+        &mut self,
+        logits: Logits<'_>,
+        generation: &Generation,
+    ) -> Result<Result<Vec<f32>, RowError>, BatchError> {
+        let width = logits.len();
+        check(logits, width, std::iter::once(generation))?;
+        self.workers.resize_with(self.workers.len().max(1), Worker::default);
+        let mut processed = vec![0.0; width];
+        let result = self.workers.iter_mut().take(1).try_for_each(|worker| {
+            worker.candidates(logits, generation).map(|candidates| candidates.write_to(&mut processed))
+        });
+        Ok(result.map(|()| processed))
+    }
+}
+
+fn check<'a>(
+    logits: Logits<'_>,
+    width: usize,
+    generations: impl ExactSizeIterator<Item = &'a Generation>,
+) -> Result<(), BatchError> {
+    let rows = generations.len();
+    if rows.checked_mul(width) != Some(logits.len()) {
+        return Err(BatchError::Shape { count: logits.len(), rows, width });
+    }
+    for (index, generation) in generations.enumerate() {
+        let vocab_size = generation.sampling().vocab_size;
+        if vocab_size != width {
+            return Err(BatchError::Width { width, index, vocab_size });
+        }
+    }
+    Ok(())
+}
+
+impl Worker {
+    fn step(&mut self, logits: Logits<'_>, width: usize, generations: &mut [&mut Generation]) -> Vec<Emission> {
+        let rows = generations.iter_mut().enumerate();
+        rows.map(|(index, generation)| match self.choose(logits.rows(index, 1, width), generation) {
+            Ok((token, logprobs)) => generation.advance(token, logprobs),
+            Err(error) => generation.fail(error),
+        })
+        .collect()
+    }
+
+    fn choose(&mut self, row: Logits<'_>, generation: &Generation) -> Result<(u32, Option<Logprobs>), RowError> {
+        let sampling = generation.sampling();
+        let mut candidates = self.candidates(row, generation)?;
+        let token = if sampling.do_sample { candidates.draw(generation.uniform()) } else { candidates.best() };
+        let logprobs = match sampling.logprobs {
+            None => None,
+            Some(count) if sampling.processed_logprobs => Some(logprobs::of_candidates(candidates, token, count)),
+            Some(count) => {
+                let raw = row.widened(&mut self.widened);
+                Some(logprobs::of_row(raw, token, count, &mut self.buffers)?)
+            }
+        };
+        Ok((token, logprobs))
+    }
+
+    /// Runs processors and warpers over one row.
+    fn candidates<'a>(&'a mut self, row: Logits<'a>, generation: &Generation) -> Result<Candidates<'a>, RowError> {
+        let (pipeline, history) = (generation.pipeline(), generation.history());
+        let mut row = row.widened(&mut self.widened);
+        if pipeline.edits(history) {
+            // A processor could hide a NaN, so the row is looked at before.
+            if self.buffers.finds_nan(row) {
+                return Err(RowError::Nan);
+            }
+            self.edited.clear();
+            self.edited.extend_from_slice(row);
+            pipeline.process(history, &mut self.edited);
+            row = &self.edited;
+        }
+        let mut candidates = Candidates::new(row, &mut self.buffers)?;
+        pipeline.warp(&mut candidates);
+        Ok(candidates)
+    }
+}

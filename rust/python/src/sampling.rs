@@ -1,7 +1,347 @@
 //! Parameters, generations and the sampler for Python.
 
+use crate::errors::{guard, to_py};
+use crate::text::Tokenizer;
+use numpy::{Element, PyArray1, PyReadonlyArray, PyReadonlyArray1, PyUntypedArrayMethods, ndarray};
+use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedStr;
+use pyo3::types::PyDict;
+use std::fmt::Display;
+use std::sync::Arc;
+use tokenwire_core::generation::{self, FinishReason};
+use tokenwire_core::params::{self, SamplingOptions, StoppingOptions};
+use tokenwire_core::sampler::{self, Logits};
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+/// A Python integer of any size; what 128 bits cannot hold becomes the nearest that they can.
+struct Integer(i128);
+
+impl Integer {
+    /// The nearest 64-bit number: outside every range wherever the integer is.
+    fn clamped(&self) -> i64 {
+        i64::try_from(self.0).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX })
+    }
+}
+
+impl<'py> FromPyObject<'_, 'py> for Integer {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(value) = object.extract::<i64>() {
+            return Ok(Self(value.into()));
+        }
+        match object.extract::<i128>() {
+            Ok(value) => Ok(Self(value)),
+            Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
+                Ok(Self(if object.lt(0)? { i128::MIN } else { i128::MAX }))
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Token ids as an int64 array or any sequence of integers.
+struct Ids(Vec<i64>);
+
+impl<'py> FromPyObject<'_, 'py> for Ids {
+    type Error = PyErr;
+
+    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(array) = object.extract::<PyReadonlyArray1<'_, i64>>() {
+            return Ok(Self(array.as_array().to_vec()));
+        }
+        object.try_iter()?.map(|id| Ok(id?.extract::<Integer>()?.clamped())).collect::<PyResult<_>>().map(Self)
+    }
+}
+
+/// How to turn logits into a token.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct SamplingParams(Arc<params::SamplingParams>);
+
+#[pymethods]
+impl SamplingParams {
+    #[new]
+    #[pyo3(signature = (
+        *, vocab_size, do_sample = false, temperature = 1.0, top_k = Integer(50), top_p = 1.0, min_p = 0.0,
+        typical_p = 1.0, repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
+        suppress_tokens = Ids(Vec::new()), seed = Integer(0), logprobs = None, processed_logprobs = false,
+    ), text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_k=50, top_p=1.0, min_p=0.0, \
+        typical_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, \
+        suppress_tokens=(), seed=0, logprobs=None, processed_logprobs=False)")]
+    // The fields of GenerationConfig; a Python caller names each.
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
+    fn new(
+        vocab_size: Integer,
+        do_sample: bool,
+        temperature: f64,
+        top_k: Integer,
+        top_p: f64,
+        min_p: f64,
+        typical_p: f64,
+        repetition_penalty: f64,
+        presence_penalty: f64,
+        frequency_penalty: f64,
+        logit_bias: Option<&Bound<'_, PyDict>>,
+        suppress_tokens: Ids,
+        seed: Integer,
+        logprobs: Option<Integer>,
+        processed_logprobs: bool,
+    ) -> PyResult<Self> {
+        let biases = logit_bias.into_iter().flatten();
+        let logit_bias = biases.map(|(id, bias)| Ok((id.extract::<Integer>()?.clamped(), bias.extract()?)));
+        let options = SamplingOptions {
+            vocab_size: vocab_size.clamped(),
+            do_sample,
+            temperature,
+            top_k: top_k.clamped(),
+            top_p,
+            min_p,
+            typical_p,
+            repetition_penalty,
+            presence_penalty,
+            frequency_penalty,
+            logit_bias: logit_bias.collect::<PyResult<_>>()?,
+            suppress_tokens: suppress_tokens.0,
+            seed: seed.0,
+            logprobs: logprobs.map(|count| count.clamped()),
+            processed_logprobs,
+        };
+        params::SamplingParams::new(&options).map(|params| Self(Arc::new(params))).map_err(to_py)
+    }
+}
+
+/// When a sequence ends.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct StoppingParams(Arc<params::StoppingParams>);
+
+#[pymethods]
+impl StoppingParams {
+    #[new]
+    #[pyo3(signature = (
+        *, vocab_size, max_new_tokens, min_new_tokens = Integer(0), eos_token_ids = Ids(Vec::new()),
+        stop_token_ids = Ids(Vec::new()), stop_strings = Vec::new(), include_stop_string = false,
+    ), text_signature = "(*, vocab_size, max_new_tokens, min_new_tokens=0, eos_token_ids=(), stop_token_ids=(), \
+        stop_strings=(), include_stop_string=False)")]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(
+        vocab_size: Integer,
+        max_new_tokens: Integer,
+        min_new_tokens: Integer,
+        eos_token_ids: Ids,
+        stop_token_ids: Ids,
+        stop_strings: Vec<PyBackedStr>,
+        include_stop_string: bool,
+    ) -> PyResult<Self> {
+        let options = StoppingOptions {
+            vocab_size: vocab_size.clamped(),
+            max_new_tokens: max_new_tokens.clamped(),
+            min_new_tokens: min_new_tokens.clamped(),
+            eos_token_ids: eos_token_ids.0,
+            stop_token_ids: stop_token_ids.0,
+            stop_strings: stop_strings.iter().map(ToString::to_string).collect(),
+            include_stop_string,
+        };
+        params::StoppingParams::new(&options).map(|params| Self(Arc::new(params))).map_err(to_py)
+    }
+}
+
+/// The state of one sequence.
+#[pyclass(module = "tokenwire._native")]
+struct Generation(generation::Generation);
+
+#[pymethods]
+impl Generation {
+    #[new]
+    #[pyo3(signature = (tokenizer, prompt_ids, sampling, stopping, *, sequence_index = 0, skip_special_tokens = true))]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(
+        py: Python<'_>,
+        tokenizer: &Bound<'_, Tokenizer>,
+        prompt_ids: Ids,
+        sampling: &Bound<'_, SamplingParams>,
+        stopping: &Bound<'_, StoppingParams>,
+        sequence_index: u64,
+        skip_special_tokens: bool,
+    ) -> PyResult<Self> {
+        let tokenizer = tokenizer.get().0.clone();
+        let (sampling, stopping) = (sampling.get().0.clone(), stopping.get().0.clone());
+        let make = || {
+            generation::Generation::new(
+                tokenizer,
+                &prompt_ids.0,
+                sampling,
+                stopping,
+                sequence_index,
+                skip_special_tokens,
+            )
+        };
+        guard(py, make).map(Self)
+    }
+
+    #[getter]
+    fn num_generated(&self) -> usize {
+        self.0.history().generated().len()
+    }
+
+    #[getter]
+    fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+}
+
+/// What one step gave one sequence.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct Emission(generation::Emission);
+
+#[pymethods]
+impl Emission {
+    #[getter]
+    fn token_id(&self) -> i64 {
+        self.0.token.map_or(-1, i64::from)
+    }
+
+    #[getter]
+    fn text(&self) -> &str {
+        &self.0.text
+    }
+
+    #[getter]
+    fn finish_reason(&self) -> Option<&'static str> {
+        self.0.finish.as_ref().map(|finish| match finish {
+            FinishReason::Eos(_) => "eos",
+            FinishReason::StopToken(_) => "stop_token",
+            FinishReason::StopString(_) => "stop_string",
+            FinishReason::Length => "length",
+        })
+    }
+
+    #[getter]
+    fn stop_string(&self) -> Option<&str> {
+        match &self.0.finish {
+            Some(FinishReason::StopString(string)) => Some(string),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn stop_token_id(&self) -> Option<u32> {
+        match self.0.finish {
+            Some(FinishReason::Eos(id) | FinishReason::StopToken(id)) => Some(id),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn logprob(&self) -> Option<f32> {
+        self.0.logprobs.as_ref().map(|logprobs| logprobs.chosen)
+    }
+
+    #[getter]
+    fn top_logprobs(&self) -> Vec<(u32, f32)> {
+        self.0.logprobs.as_ref().map(|logprobs| logprobs.top.clone()).unwrap_or_default()
+    }
+
+    #[getter]
+    fn error(&self) -> Option<String> {
+        self.0.token.err().map(|error| error.to_string())
+    }
+}
+
+/// Logits as an array with `D` dimensions, borrowed.
+enum LogitsArray<'py, D: ndarray::Dimension> {
+    F32(PyReadonlyArray<'py, f32, D>),
+    Bf16(PyReadonlyArray<'py, u16, D>),
+}
+
+impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
+    fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        if let Ok(array) = object.extract::<PyReadonlyArray<'py, f32, D>>() {
+            Ok(Self::F32(array))
+        } else if let Ok(array) = object.extract::<PyReadonlyArray<'py, u16, D>>() {
+            Ok(Self::Bf16(array))
+        } else {
+            let dimensions = D::NDIM.unwrap_or_default();
+            let wanted = format!("logits must be an array of float32 or uint16 with {dimensions} dimensions");
+            Err(PyTypeError::new_err(wanted))
+        }
+    }
+
+    /// The shape, and the logits in C order.
+    fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
+        match self {
+            Self::F32(array) => Ok((array.shape(), Logits::F32(contiguous(array)?))),
+            Self::Bf16(array) => Ok((array.shape(), Logits::Bf16(contiguous(array)?))),
+        }
+    }
+}
+
+fn contiguous<'a, T: Element, D: ndarray::Dimension>(array: &'a PyReadonlyArray<'_, T, D>) -> PyResult<&'a [T]> {
+    if array.is_c_contiguous() {
+        array.as_slice().map_err(value_error)
+    } else {
+        Err(PyValueError::new_err("logits must be C-contiguous"))
+    }
+}
+
+fn value_error(error: impl Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+/// Processors, choice, detokenization and stop checks for a whole batch.
+#[pyclass(module = "tokenwire._native")]
+struct Sampler(sampler::Sampler);
+
+#[pymethods]
+impl Sampler {
+    #[new]
+    fn new() -> Self {
+        Self(sampler::Sampler::new())
+    }
+
+    fn step(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        generations: &Bound<'_, PyAny>,
+    ) -> PyResult<Vec<Emission>> {
+        let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
+        let (shape, logits) = logits.view()?;
+        let mut borrowed = Vec::with_capacity(shape[0]);
+        for (index, generation) in generations.try_iter()?.enumerate() {
+            let generation = generation?.cast_into::<Generation>()?;
+            borrowed.push(generation.try_borrow_mut().map_err(|_| {
+                PyValueError::new_err(format!("generation {index} occurs twice or is in use by another call"))
+            })?);
+        }
+        if borrowed.len() != shape[0] {
+            let message = format!("{} rows of logits for {} generations", shape[0], borrowed.len());
+            return Err(PyValueError::new_err(message));
+        }
+        let mut generations: Vec<_> = borrowed.iter_mut().map(|generation| &mut generation.0).collect();
+        let sampler = &mut self.0;
+        let emissions = guard(py, || Ok(sampler.step(logits, shape[1], &mut generations)))?;
+        Ok(emissions.map_err(value_error)?.into_iter().map(Emission).collect())
+    }
+
+    fn processed_logits<'py>(
+        &mut self,
+        py: Python<'py>,
+        logits: &Bound<'py, PyAny>,
+        generation: &Bound<'py, Generation>,
+    ) -> PyResult<Bound<'py, PyArray1<f32>>> {
+        let logits = LogitsArray::<ndarray::Ix1>::new(logits)?;
+        let (_, logits) = logits.view()?;
+        let generation = generation.try_borrow()?;
+        let (sampler, generation) = (&mut self.0, &generation.0);
+        let processed = guard(py, || Ok(sampler.processed_logits(logits, generation)))?;
+        Ok(PyArray1::from_vec(py, processed.map_err(value_error)?.map_err(value_error)?))
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<SamplingParams>()?;
+    module.add_class::<StoppingParams>()?;
+    module.add_class::<Generation>()?;
+    module.add_class::<Emission>()?;
+    module.add_class::<Sampler>()
 }

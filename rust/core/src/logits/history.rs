@@ -1,0 +1,73 @@
+//! What a sequence has seen so far: the context of every processor.
+
+use std::collections::HashMap;
+
+/// Prompt and generated tokens of one sequence, with what the penalties ask of them kept up to date.
+#[derive(Debug, Clone, Default)]
+pub struct History {
+    prompt: Vec<u32>,
+    generated: Vec<u32>,
+    distinct: Vec<u32>,
+    is_seen: Vec<u64>,
+    counts: Vec<(u32, u32)>,
+    count_index: HashMap<u32, usize>,
+}
+
+impl History {
+    /// Starts behind a prompt. Padding is not part of it.
+    #[must_use]
+    pub fn new(prompt: Vec<u32>) -> Self {
+        let mut history = Self::default();
+        for &id in &prompt {
+            history.see(id);
+        }
+        history.prompt = prompt;
+        history
+    }
+
+    /// Appends a generated token.
+    pub fn push(&mut self, id: u32) {
+        self.see(id);
+        let entry = *self.count_index.entry(id).or_insert(self.counts.len());
+        match self.counts.get_mut(entry) {
+            Some((_, count)) => *count += 1,
+            None => self.counts.push((id, 1)),
+        }
+        self.generated.push(id);
+    }
+
+    fn see(&mut self, id: u32) {
+        let (word, bit) = (id as usize / 64, 1 << (id % 64));
+        if word >= self.is_seen.len() {
+            self.is_seen.resize(word + 1, 0);
+        }
+        if self.is_seen[word] & bit == 0 {
+            self.is_seen[word] |= bit;
+            self.distinct.push(id);
+        }
+    }
+
+    /// Tokens of the prompt.
+    #[must_use]
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// Tokens generated so far.
+    #[must_use]
+    pub fn generated(&self) -> &[u32] {
+        &self.generated
+    }
+
+    /// Every token of prompt and answer once, by first occurrence.
+    #[must_use]
+    pub fn distinct(&self) -> &[u32] {
+        &self.distinct
+    }
+
+    /// Every generated token once, with how often it was generated.
+    #[must_use]
+    pub fn counts(&self) -> &[(u32, u32)] {
+        &self.counts
+    }
+}
