@@ -1,12 +1,12 @@
 """Encode, decode and streaming decode beside the tokenizers package, on SmolLM2's tokenizer.
 
-    PYTHONPATH=service python bench/text.py [models/SmolLM2-135M-Instruct.Q4_1.gguf]
+    PYTHONPATH=service python -m bench.text [models/SmolLM2-135M-Instruct.Q4_1.gguf]
 
 Both run in turns in one process on the same texts; figures are medians.
 """
 
+import argparse
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +14,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from bench import report
 from tokenwire import _native
 
 MODEL = Path(__file__).parents[1] / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,9 +49,11 @@ def compare(ours: Callable[[], object], theirs: Callable[[], object], repeat: in
     return statistics.median(pair[0] for pair in pairs), statistics.median(pair[1] for pair in pairs)
 
 
-def main(gguf: Path = MODEL) -> None:
-    """Print a Markdown table."""
-    native, reference = load(gguf)
+def main(argv: list[str] | None = None) -> str:
+    """Measure and return the Markdown table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("gguf", type=Path, nargs="?", default=MODEL)
+    native, reference = load(parser.parse_args(argv).gguf)
     ids = reference.encode(LONG).ids
     short_ids = reference.encode(SHORT).ids
 
@@ -76,12 +79,15 @@ def main(gguf: Path = MODEL) -> None:
          lambda: reference.decode(ids), 1),
         ("streaming decode, us per token", 1e6, len(ids), stream_ours, stream_theirs, 1),
     ]  # fmt: skip
-    print(f"| text ({len(ids)} tokens long, {len(short_ids)} short) | tokenwire | tokenizers | ratio |")
-    print("|---|---|---|---|")
+    cells = []
     for name, unit, tokens, ours, theirs, repeat in rows:
         own, peer = (unit * value / tokens for value in compare(ours, theirs, repeat))
-        print(f"| {name} | {own:.3g} | {peer:.3g} | {peer / own:.1f}x |")
+        cells.append([name, f"{own:.3g}", f"{peer:.3g}", f"{peer / own:.1f}x"])
+    return report.table(
+        [f"text ({len(ids)} tokens long, {len(short_ids)} short)", "tokenwire", "tokenizers", "ratio"], cells
+    )
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:2]))
+    print(report.cpu_features())
+    print(main())

@@ -11,9 +11,10 @@ from chat_templates import CHATML, PHI, QWEN, TEMPLATES
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_kinds import CHAT_TOKENS, KINDS, Pair, make_pair
-from tokenwire import _native
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from tokenwire import _native
 
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 Json = dict[str, Any]

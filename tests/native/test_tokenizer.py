@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizer_kinds import CHAT_TOKENS, CORPUS, Pair
 from tokenizers import Tokenizer, decoders, models
+
 from tokenwire import _native
 
 FRAGMENTS = [
