@@ -371,7 +371,7 @@ COMMAND = """\
             {{ message.content or "" }}{{ eos_token }}
         {%- endgeneration -%}
     {%- else %}
-        {{- "[" ~ message.role | upper ~ "]" ~ (message.name ~ ": " if message.name) ~ message.content }}
+        {{- "[" ~ message.role | upper ~ "]" ~ (message.name ~ ": " if message.name) ~ message.content | string }}
     {%- endif %}
     {%- if loop.nextitem is defined and loop.nextitem.role != message.role %}{{- "\\n" }}{%- endif %}
 {%- endfor %}

@@ -11,9 +11,10 @@ from chat_templates import CHATML, PHI, QWEN, TEMPLATES
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_kinds import CHAT_TOKENS, KINDS, Pair, make_pair
-from tokenwire import _native
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from tokenwire import _native
 
 SPECIAL_TOKENS = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
 Json = dict[str, Any]
@@ -65,7 +66,9 @@ words = st.sampled_from(
 # Characters that the running Python does not know yet are no test of ours.
 known = st.characters(exclude_categories=["Cs", "Cn"])
 content = st.lists(st.one_of(words, st.text(known, max_size=4)), max_size=4).map("".join)
-scalars = st.one_of(st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), content)
+scalars = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False, allow_infinity=False), content
+)
 arguments = st.dictionaries(
     st.one_of(st.sampled_from(["city", "items", "get", "<|im_end|>"]), content),
     st.recursive(scalars, lambda inner: st.lists(inner, max_size=2) | st.dictionaries(content, inner, max_size=2)),

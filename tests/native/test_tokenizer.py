@@ -7,6 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizer_kinds import CHAT_TOKENS, CORPUS, Pair
 from tokenizers import Tokenizer, decoders, models
+
 from tokenwire import _native
 
 FRAGMENTS = [
@@ -81,6 +82,8 @@ def test_decode_equals_the_reference_for_any_ids(pair: Pair, data: st.DataObject
         raise
     assert pair.native.decode(ids, skip_special_tokens=skip_special_tokens) == expected
     assert pair.native.decode(np.array(ids, np.int64), skip_special_tokens=skip_special_tokens) == expected
+    stream = _native.Detokenizer(pair.native, skip_special_tokens=skip_special_tokens)
+    assert "".join([stream.push(token_id) for token_id in ids]) + stream.finish() == expected
 
 
 def test_byte_level_text_round_trips(chat_pair: Pair) -> None:
