@@ -375,7 +375,7 @@ impl<'a> Candidates<'a> {
         self.keep_top(count);
         self.list();
         let mut order: Vec<_> = self.buffers.ids.iter().copied().zip(self.buffers.values.iter().copied()).collect();
-        order.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+        order.sort_by(|a, b| select::numerically(b.1, a.1).then(a.0.cmp(&b.0)));
         order.truncate(count);
         (self.max, self.temperature) = (max, temperature);
         order.into_iter().map(|(id, value)| (id, self.logprob_of(value, log_normalizer))).collect()

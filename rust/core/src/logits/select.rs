@@ -1,6 +1,7 @@
 //! Order statistics without sorting the row.
 
 use super::kernels::{self, BINS, Bins, Mass};
+use std::cmp::Ordering;
 
 /// A token's rank value, its position, and its weight.
 pub type Item = (f32, u32, f32);
@@ -21,6 +22,11 @@ pub struct Scratch {
     pub items: Vec<Item>,
     positions: Vec<u32>,
     masses: Vec<Mass>,
+}
+
+/// The order of numbers other than NaN; the two zeros are equal, unlike in `total_cmp`.
+pub fn numerically(a: f32, b: f32) -> Ordering {
+    a.partial_cmp(&b).unwrap_or(Ordering::Equal)
 }
 
 /// The k-th largest of `values` (`1 <= k <= values.len()`), which end up in another order.
@@ -48,7 +54,7 @@ pub fn bound_of_top(values: &[f32], maxima: &[f32], k: usize, buffer: &mut Vec<f
 ///
 /// `reaches` must be monotone. Halves by selection: linear time, no full sort.
 pub fn crossing(mut items: &mut [Item], mut start: f64, reaches: impl Fn(f64) -> bool) -> Option<Item> {
-    let by_rank = |a: &Item, b: &Item| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1));
+    let by_rank = |a: &Item, b: &Item| numerically(a.0, b.0).then(a.1.cmp(&b.1));
     while items.len() > SORT_UP_TO {
         let middle = items.len() / 2;
         items.select_nth_unstable_by(middle, by_rank);
