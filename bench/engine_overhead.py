@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tokenwire._native import Emission, Generation, Sampler, Tokenizer
 from tokenwire.engine.channel import FrameWriter
 from tokenwire.engine.engine import Engine

@@ -18,13 +18,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
+
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.model import gguf
 from tokenwire.model.batch import ForwardBatch, Runner
 from tokenwire.model.loader import load
 from tokenwire.model.quantization import bitsandbytes_config
 from tokenwire.model.runner import make_runner
-from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
 
 class _Clock(StoppingCriteria):

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import grpc.aio
 import uvloop
+
 from tokenwire.config import EngineConfig, LogConfig, ModelConfig, ServerConfig, ServiceConfig
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import Delta, Finish, ModelInfo, Stats

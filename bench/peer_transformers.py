@@ -19,9 +19,7 @@ def main() -> None:
     logging.disable_progress_bar()
     config = None
     if quantize == "nf4":
-        config = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-        )
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, quantization_config=config)
     model.eval()
     # An answer of the asked length, as the service gives with `eos_token_id: {}`.

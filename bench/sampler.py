@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenwire import _native
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from tokenwire import _native
 
 VOCABULARIES = (49_152, 128_256)
 ROWS = 8

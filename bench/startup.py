@@ -51,7 +51,9 @@ def main(rounds: int = 3) -> str:
     for quantize, results in served.items():
         seconds, front, engine = (statistics.median(column) for column in zip(*results, strict=True))
         name = "fp32" if quantize == "none" else quantize.upper()
-        rows.append([f"tokenwire serve, SmolLM2-135M {name}, until SERVING", f"{seconds:.1f}", f"{front:.0f}", f"{engine:.0f}"])
+        rows.append(
+            [f"tokenwire serve, SmolLM2-135M {name}, until SERVING", f"{seconds:.1f}", f"{front:.0f}", f"{engine:.0f}"]
+        )
     return report.table(["process", "start, s", "front, MiB", "engine or process, MiB"], rows)
 
 

@@ -57,7 +57,9 @@ def main() -> int:
     # A session of its own: Ctrl-C reaches this process alone, which then stops the server in order.
     server = subprocess.Popen(
         [*command, "--drain-grace", "1", "--log-format", "json"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
         addresses: Queue[str | None] = Queue()

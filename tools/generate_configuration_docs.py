@@ -7,6 +7,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from cyclopts.argument import Argument
 from cyclopts.validators import Number
+
 from tokenwire.cli import build_app
 from tokenwire.cli.options import CLIENT_SETTINGS, ENV_PREFIX
 

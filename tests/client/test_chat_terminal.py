@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer, item_status
+
 from tokenwire.cli.chat import ChatSession
 from tokenwire.client import Client
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fake_server import MODEL, REQUEST_ID, FakeServer, words
 from google.protobuf.json_format import MessageToDict
+
 from tokenwire.client import (
     AsyncClient,
     ChatMessage,

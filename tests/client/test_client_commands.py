@@ -14,6 +14,7 @@ import pytest
 from fake_server import FakeServer, item_status
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
+
 from tokenwire import cli
 
 COMMAND = [sys.executable, "-m", "tokenwire.cli"]

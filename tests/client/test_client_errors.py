@@ -7,6 +7,7 @@ import pytest
 from fake_server import REQUEST_ID, FakeServer, item_status
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
+
 from tokenwire import client as tw
 from tokenwire.client import AsyncClient, Client, FieldViolation
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from fake_server import FakeServer, item_status, words
+
 from tokenwire.client import AsyncClient, Cancelled, Client, ConnectionFailed, Delta, InvalidArgument, Unavailable
 
 

@@ -9,6 +9,7 @@ import grpc.aio
 import pytest
 from fakes import FakeEngine
 from grpc_health.v1 import health_pb2_grpc
+
 from tokenwire.config import EngineConfig, LimitsConfig, ModelConfig, ServerConfig, ServiceConfig
 from tokenwire.server import Server
 from tokenwire.v1 import generation_service_pb2_grpc, model_service_pb2_grpc, tokenizer_service_pb2_grpc

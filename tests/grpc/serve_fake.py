@@ -8,6 +8,7 @@ import json
 import sys
 
 from fakes import FakeEngine, FakeStream
+
 from tokenwire.config import LogConfig, ModelConfig, ServerConfig, ServiceConfig
 from tokenwire.server import run
 

@@ -9,6 +9,7 @@ from conftest import service_config
 from fakes import VOCAB_SIZE, FakeEngine, model_info, say
 from google.protobuf.json_format import ParseDict
 from test_statuses import failure
+
 from tokenwire.config import LimitsConfig
 from tokenwire.v1 import generation_service_pb2 as pb
 

@@ -7,6 +7,7 @@ from conftest import Service, service_config
 from fakes import FakeEngine, FakeStream, say
 from google.rpc import error_details_pb2, status_pb2
 from test_statuses import failure
+
 from tokenwire.config import LimitsConfig
 from tokenwire.errors import EngineUnavailableError, RowFailedError
 from tokenwire.v1 import generation_pb2, generation_service_pb2

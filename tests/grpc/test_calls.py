@@ -3,6 +3,7 @@
 import pytest
 from conftest import Service
 from fakes import IM_END, VOCAB_SIZE, FakeEngine, say
+
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 TEXT = "Grüße, 世界 🙂!"

@@ -11,6 +11,7 @@ from fakes import FakeEngine, say
 from grpc_health.v1 import health_pb2
 from test_calls import generate_request
 from test_statuses import failure
+
 from tokenwire.engine.handle import EngineState
 from tokenwire.server import EngineLostError
 from tokenwire.v1 import model_service_pb2, tokenizer_service_pb2

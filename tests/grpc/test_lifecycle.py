@@ -15,6 +15,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_calls import generate_request
+
 from tokenwire.v1 import generation_service_pb2_grpc
 
 PROGRAM = Path(__file__).with_name("serve_fake.py")

@@ -11,6 +11,7 @@ from conftest import Service
 from fakes import FakeEngine, FakeStream, model_info, say
 from google.rpc import error_details_pb2, status_pb2
 from test_calls import conversation, generate_request
+
 from tokenwire import errors
 from tokenwire.interceptors import STATUSES, refusal_of
 from tokenwire.servicers.call import Call

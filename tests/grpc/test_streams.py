@@ -10,6 +10,7 @@ from conftest import Service, service_config
 from fakes import FakeEngine
 from test_calls import conversation, generate_request
 from test_statuses import failure, to_the_end
+
 from tokenwire.v1 import generation_service_pb2
 
 

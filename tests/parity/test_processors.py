@@ -16,9 +16,10 @@ import torch
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tokenwire import _native
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation.utils import GenerationMixin
+
+from tokenwire import _native
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
 rows_profile = settings(

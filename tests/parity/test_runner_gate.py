@@ -124,6 +124,7 @@ def test_nan_of_one_sequence_stays_with_it(path: str, checkpoint: Callable[[str]
 def test_explicit_attention_equals_its_definition(softcap: float | None, sinks: bool) -> None:
     """Soft cap and sinks against the formula written out over one unpacked sequence."""
     import torch
+
     from tokenwire.model.attention import PagedContext, paged, paged_attention
     from tokenwire.model.batch import ForwardBatch
     from tokenwire.model.kv_cache import KVCache, LayerShape

@@ -85,6 +85,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, bool]] = {
 def test_equals_transformers(name: str) -> None:
     import torch
     import transformers
+
     from tokenwire.config import EngineConfig
     from tokenwire.model.loader import LoadedModel
     from tokenwire.model.runner import make_runner

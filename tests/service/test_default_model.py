@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import ROOT, Server, running_server
 from tests.service import reference
+from tests.serving import ROOT, Server, running_server
 from tokenwire.client import AsyncClient, Client
 from tokenwire.model.gguf import convert
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_models
-from tests.serving import Server, running_server
 from tests.service import reference
+from tests.serving import Server, running_server
 from tokenwire.client import AsyncClient, Client
 
 FAMILIES = [*tiny_models.PAGED_FAMILIES, *tiny_models.PADDED_FAMILIES]

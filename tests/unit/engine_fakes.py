@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tokenwire.engine.protocol import Submit
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.model.batch import ForwardBatch

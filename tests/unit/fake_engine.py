@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from engine_fakes import VOCAB, FakeRunner, FakeSampler, make_generation
+
 from tokenwire.engine.main import Built, run
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.engine.settings import GenerationOverrides

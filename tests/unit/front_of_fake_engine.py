@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from fake_engine import HANG_TOKEN
+
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine.process import EngineProcess
 from tokenwire.engine.settings import GenerationSettings

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine import channel
 from tokenwire.engine.channel import BlockingChannel, FrameError, FrameReader, FrameWriter, FrontProtocol

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from tokenwire import cli
 from tokenwire.cli.options import CLIENT_SETTINGS, GenerationFlags
 from tokenwire.cli.output import escape_controls

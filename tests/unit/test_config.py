@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 import pytest
+
 from tokenwire.config import EngineConfig, ModelConfig, ServiceConfig, parse_size
 
 

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from tokenwire import convert
 from tokenwire.engine.protocol import Finish, TokenLogprobs
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings

@@ -15,6 +15,7 @@ from engine_fakes import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokenwire.engine.engine import Engine
 from tokenwire.engine.protocol import Abort, Command, Event, Failure, Finish, GetStats, Stats, StepOutputs, Stop, Submit
 from tokenwire.engine.settings import GenerationSettings

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 from engine_fakes import NAN_TOKEN, VOCAB, FakeRunner, expected_answer
+
 from tokenwire._native import Generation, Sampler, Tokenizer
 from tokenwire.engine.engine import Engine
 from tokenwire.engine.generations import generation_factory

@@ -17,6 +17,7 @@ import pytest
 import uvloop
 from engine_fakes import NAN_TOKEN, expected_answer
 from fake_engine import HANG_TOKEN, KILL_TOKEN
+
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine.channel import FrameWriter
 from tokenwire.engine.handle import EngineHandle, EngineState

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokenwire.config import EngineConfig, ModelConfig
-from tokenwire.errors import ModelLoadError
 
 from tests import tiny_models
+from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.errors import ModelLoadError
 
 
 def write_gguf(file: Path) -> Any:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenwire.config import EngineConfig, ModelConfig
-from tokenwire.errors import ModelLoadError
 
 from tests import tiny_models
+from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.errors import ModelLoadError
 
 
 def load(model: Path | str, *, engine: dict[str, Any] | None = None, **settings: Any) -> Any:

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
 from tokenwire.engine.block_manager import BlockManager
 from tokenwire.engine.protocol import Submit
 from tokenwire.engine.request import Request

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import pytest
+
 from tokenwire.engine.settings import (
     RANGES,
     SAMPLING_FIELDS,

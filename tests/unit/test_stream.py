@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from tokenwire.engine.protocol import Delta, Finish, TokenLogprobs
 from tokenwire.engine.stream import DeltaStream
 from tokenwire.errors import EngineUnavailableError, RequestAbortedError, RowFailedError

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+
 from tokenwire import validation
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
