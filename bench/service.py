@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.serving import ROOT, running_server
-from tokenwire.model.gguf import convert
+from tokenwire.model.gguf import converted
 
 GGUF = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -24,6 +24,6 @@ class Service:
 @contextmanager
 def running_service(*, quantize: str, flags: Sequence[str] = ()) -> Iterator[Service]:
     """`tokenwire serve` with the default model, ready."""
-    checkpoint = convert(GGUF)
+    checkpoint = converted(GGUF, lambda _: None)
     with running_server(GGUF, ["--quantize", quantize, *flags]) as server:
         yield Service(server.address, server.pid, checkpoint)

@@ -9,7 +9,7 @@ import pytest
 from tests.service import reference
 from tests.serving import ROOT, Server, running_server
 from tokenwire.client import AsyncClient, Client
-from tokenwire.model.gguf import convert
+from tokenwire.model.gguf import converted
 
 GGUF = ROOT / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
 MAX_NEW_TOKENS = 64
@@ -47,7 +47,7 @@ def quantize(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def checkpoint() -> Path:
     """The GGUF file's weights as a folder that transformers loads, bit for bit what the server loads."""
-    return convert(GGUF)
+    return converted(GGUF, lambda _: None)
 
 
 @pytest.fixture(scope="module")
