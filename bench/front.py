@@ -4,7 +4,7 @@ The server runs in a process of its own over an engine that gives every open str
 all of them, and never merges: every token is one message. The client, in another process, counts messages without
 parsing them; it costs about as much as the server.
 
-    PYTHONPATH=service python bench/front.py [--streams 64] [--tokens 400] [--rounds 5]
+    python -m bench.front [--streams 64] [--tokens 400] [--rounds 5]
 """
 
 import argparse
@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import statistics
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -173,7 +174,7 @@ def serve(batch: int, log: str, profile: str | None) -> None:
         model=ModelConfig(model="noop"),
         engine=EngineConfig(max_running=batch),
         server=ServerConfig(port=0, drain_grace=1.0),
-        log=LogConfig(),
+        log=LogConfig(log_format="json"),
     )
     if profile is None:
         run(config, lambda _: NoopEngine(batch))
@@ -218,16 +219,18 @@ def cpu_seconds(pid: int) -> float:
 def measure(streams: int, tokens: int, rounds: int, channels: int, profile: str | None) -> tuple[float, float, float]:
     """Medians over the rounds: messages per second; CPU microseconds per message of server and client."""
     context = multiprocessing.get_context("spawn")
-    log = Path(f"/tmp/tokenwire-bench-{os.getpid()}.log")
-    log.touch()
+    descriptor, name = tempfile.mkstemp(prefix="tokenwire-bench-", suffix=".log")
+    os.close(descriptor)
+    log = Path(name)
     server = context.Process(target=serve, args=(streams, str(log), profile))
     server.start()
     try:
-        while " ready" not in log.read_text():
+        while '"event":"ready"' not in log.read_text():
             if not server.is_alive():
                 raise SystemExit(log.read_text())
             time.sleep(0.05)
-        address = next(line for line in log.read_text().splitlines() if "listening on" in line)
+        records = [json.loads(line) for line in log.read_text().splitlines()]
+        address = next(record["address"] for record in records if record["event"] == "listening")
         here, there = context.Pipe()
         port = int(address.rpartition(":")[2])
         reader = context.Process(target=client, args=(port, streams, tokens, channels, there))
