@@ -8,7 +8,7 @@ from tokenwire.config import EngineConfig
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
 from tokenwire.model.kv_cache import KVCache, choose_num_blocks
-from tokenwire.model.layout import transpose_linears_inplace
+from tokenwire.model.layout import arrange_weights_inplace
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
@@ -37,7 +37,7 @@ def _make_runner(
     loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
 ) -> PagedRunner | PaddedRunner:
     model, vocab_size = loaded.model, loaded.vocab_size
-    transpose_linears_inplace(model)
+    arrange_weights_inplace(model)
     reason = ""
     if engine.forward_path == "padded":
         reason = "forward_path is set to padded"
