@@ -361,3 +361,12 @@ def test_a_row_without_a_choice_is_refused(case: Case, message: str) -> None:
     for do_sample in (False, True):
         with pytest.raises(ValueError, match=message):
             ours(replace(case, do_sample=do_sample))
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 4.0])
+@pytest.mark.parametrize("size", [49_152, 128_256])
+@pytest.mark.parametrize("chosen", [{"top_k": 50}, {"top_k": 3000}, {"top_p": 0.9}, {"min_p": 0.1}, {"typical_p": 0.8}])
+def test_vocabularies_of_real_models_equal_transformers(chosen: dict[str, Any], size: int, spread: float) -> None:
+    logits = (np.random.default_rng(size).standard_normal(size) * spread).astype(np.float32)
+    for temperature in (1.0, 0.8):
+        assert_equal_to_transformers(replace(Case(logits, temperature=temperature), **chosen))

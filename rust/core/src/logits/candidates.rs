@@ -27,6 +27,7 @@ pub struct Buffers {
     /// What the copy turns into when it is cut.
     spare: Vec<f32>,
     ids: Vec<u32>,
+    positions: Vec<u32>,
     values: Vec<f32>,
     sums: Vec<f64>,
     scratch: Scratch,
@@ -208,10 +209,27 @@ impl<'a> Candidates<'a> {
         }
     }
 
-    /// Keeps those of the list for whose position `keep` holds: any, but at least one.
-    pub fn retain(&mut self, keep: impl Fn(usize) -> bool) {
-        self.list();
-        self.filter(|_, _, position| keep(position));
+    /// Keeps tokens whose key, in `keys` of the scratch, is at most `last`: any, but at least one.
+    pub fn keep_keys_up_to(&mut self, last: f32) {
+        self.settle();
+        let Buffers { copy, ids, values, positions, scratch, .. } = &mut *self.buffers;
+        let keys = &scratch.keys;
+        if self.form == Form::List {
+            kernels::positions_up_to(values, keys, last, positions);
+            // Positions ascend, so nothing is overwritten before it is read.
+            for (place, &position) in positions.iter().enumerate() {
+                ids[place] = ids[position as usize];
+                values[place] = values[position as usize];
+            }
+            ids.truncate(positions.len());
+            values.truncate(positions.len());
+        } else {
+            let row: &[f32] = if self.form == Form::Copy { copy } else { self.row };
+            kernels::positions_up_to(row, keys, last, ids);
+            values.clear();
+            values.extend(ids.iter().filter_map(|&id| row.get(id as usize)));
+            self.form = Form::List;
+        }
         self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }
 

@@ -87,25 +87,15 @@ pub fn typical_p(settings: &Settings<'_>) -> Option<Box<dyn Warper>> {
 
 impl Warper for Typical {
     fn warp(&self, candidates: &mut Candidates<'_>) {
-        candidates.list();
         let max = candidates.max();
         let (values, scratch) = candidates.values();
         let total = kernels::exps(values, max, 1.0, &mut scratch.weights);
-        let weighted = values.iter().zip(&scratch.weights).filter(|&(_, &weight)| weight > 0.0);
-        let mean: f64 = weighted.map(|(&value, &weight)| f64::from(value - max) * f64::from(weight)).sum();
+        let mean = kernels::weighted_distances(values, &scratch.weights, max) / total;
         #[allow(clippy::cast_possible_truncation)]
-        let (divisor, log_total, entropy) = (total as f32, total.ln() as f32, (total.ln() - mean / total) as f32);
-        let select::Scratch { weights, keys, items, .. } = scratch;
-        keys.clear();
-        keys.extend(values.iter().map(|&value| (log_total - (value - max) - entropy).abs()));
-        items.clear();
-        items.extend(keys.iter().zip(weights.iter()).zip(0..).map(|((&key, &weight), at)| (key, at, weight / divisor)));
-        #[allow(clippy::cast_possible_truncation)]
-        let reaches = |sum: f64| sum as f32 >= self.0;
-        if let Some((last, ..)) = select::crossing(items, 0.0, reaches) {
-            let keys = std::mem::take(keys);
-            candidates.retain(|position| keys[position] <= last);
-            candidates.values().1.keys = keys;
+        let (log_total, entropy) = (total.ln() as f32, (total.ln() - mean) as f32);
+        kernels::surprise_distances(values, max, log_total, entropy, &mut scratch.keys);
+        if let Some(last) = select::key_at_mass(self.0, total, scratch) {
+            candidates.keep_keys_up_to(last);
         }
     }
 }

@@ -90,45 +90,88 @@ pub fn first_of_top_p(values: &[f32], max: f32, p: f64, scratch: &mut Scratch) -
     #[allow(clippy::cast_possible_truncation)]
     let reaches = |sum: f64| sum as f32 > threshold;
 
-    let (mut sum, mut total) = (0.0, 0.0);
-    positions.clear();
-    keys.clear();
+    let (mut below, mut all) = (0.0, None);
     if values.len() < HISTOGRAM_FROM {
+        positions.clear();
         positions.extend((0..).zip(values).map(|(position, _)| position));
     } else {
         let bins = bins_below(values, max);
         masses.resize(BINS, Mass::default());
-        total = kernels::histogram(values, max, bins, masses.first_chunk_mut()?);
-        let mut crossed = 0;
-        for (bin, mass) in (0..).zip(masses.iter().map(|parts| parts.iter().sum::<f64>())) {
-            crossed = bin;
-            if usize::from(bin) + 1 == BINS || reaches((sum + mass) / total) {
-                break;
-            }
-            sum += mass;
-        }
-        kernels::positions_in_bin(values, bins, crossed, positions);
+        let total = kernels::histogram(values, max, bins, masses.first_chunk_mut()?);
+        let crossed = crossed_bin(masses, |sum| reaches(sum / total));
+        kernels::positions_in_bin(values, bins, crossed.0, positions);
+        (below, all) = (crossed.1, Some(total));
     }
+    keys.clear();
     keys.extend(positions.iter().filter_map(|&position| values.get(position as usize)));
     let listed = kernels::exps(keys, max, 1.0, weights);
-    let total = if values.len() < HISTOGRAM_FROM { listed } else { total };
+    let total = all.unwrap_or(listed);
     #[allow(clippy::cast_possible_truncation)]
     let divisor = total as f32;
     items.clear();
     let weighted = keys.iter().zip(weights.iter()).zip(positions.iter());
     items.extend(weighted.map(|((&value, &weight), &position)| (value, position, weight / divisor)));
-    crossing(items, sum / total, reaches)
+    crossing(items, below / total, reaches)
 }
+
+/// The smallest of `scratch.keys` such that those up to it have at least `mass` of the sum of `scratch.weights`,
+/// `total`; the largest key where rounding keeps the sum below. `None` without keys.
+pub fn key_at_mass(mass: f32, total: f64, scratch: &mut Scratch) -> Option<f32> {
+    let Scratch { weights, keys, items, positions, masses } = scratch;
+    #[allow(clippy::cast_possible_truncation)]
+    let (divisor, reaches) = (total as f32, |sum: f64| sum as f32 >= mass);
+    // The same distance below the middle as `bins_below` looks from the top.
+    let widest = keys.iter().step_by(keys.len().div_ceil(SAMPLE).max(1)).copied().filter(|key| key.is_finite());
+    let bins = bins_over(0.0, widest.fold(0.0, f32::max));
+    masses.resize(BINS, Mass::default());
+    kernels::histogram_of(keys, weights, bins, masses.first_chunk_mut()?);
+    let (bin, below) = crossed_bin(masses, |sum| reaches(sum / total));
+    kernels::positions_in_bin(keys, bins, bin, positions);
+    items.clear();
+    items.extend(positions.iter().filter_map(|&position| {
+        let (key, weight) = (keys.get(position as usize)?, weights.get(position as usize)?);
+        Some((*key, position, weight / divisor))
+    }));
+    crossing(items, below / total, reaches).map(|(key, ..)| key)
+}
+
+/// The first bin at which `reaches` holds for the sum of masses, or the last one, and the sum of those before it.
+fn crossed_bin(masses: &[Mass], reaches: impl Fn(f64) -> bool) -> (u16, f64) {
+    let mut below = 0.0;
+    let mut last = (0, 0.0);
+    for (bin, parts) in (0..).zip(masses) {
+        let mass: f64 = parts.iter().sum();
+        // An empty bin has no item to stop at.
+        if mass > 0.0 {
+            last = (bin, below);
+            if reaches(below + mass) {
+                break;
+            }
+        }
+        below += mass;
+    }
+    last
+}
+
+/// How many values tell how far a row spreads.
+const SAMPLE: usize = 64;
 
 /// Bins down to where values hardly weigh, or a good deal below the bulk of the row where that is nearer.
 fn bins_below(values: &[f32], max: f32) -> Bins {
-    // e^-24 times the largest vocabulary is below 1e-5. A sample tells how far the row spreads.
-    const MOST: f32 = 24.0;
-    const SAMPLE: usize = 64;
-    let sample = values.iter().step_by(values.len().div_ceil(SAMPLE));
+    let sample = values.iter().step_by(values.len().div_ceil(SAMPLE).max(1));
     let least = sample.copied().filter(|value| value.is_finite()).fold(max, f32::min);
-    let width = ((max - least) * 1.5).clamp(f32::MIN_POSITIVE, MOST);
+    let bins = bins_over(0.0, max - least);
     #[allow(clippy::cast_precision_loss)]
-    let bins = (BINS - 1) as f32;
-    Bins { low: max - width, per_unit: (bins / width).min(f32::MAX) }
+    let width = BINS as f32 / bins.per_unit;
+    Bins { low: max - width, ..bins }
+}
+
+/// Bins from `low` up to one and a half times what a sample of values spans.
+fn bins_over(low: f32, span: f32) -> Bins {
+    // e^-24 times the largest vocabulary is below 1e-5.
+    const MOST: f32 = 24.0;
+    let width = (span * 1.5).clamp(1e-30, MOST);
+    #[allow(clippy::cast_precision_loss)]
+    let per_unit = BINS as f32 / width;
+    Bins { low, per_unit }
 }
