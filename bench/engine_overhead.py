@@ -1,6 +1,6 @@
 """The engine's own time per step: everything of a step but the model.
 
-    PYTHONPATH=service python bench/engine_overhead.py --rows 1 16 64
+    python -m bench.engine_overhead --rows 1 16 64
 
 A model that does nothing gives the same logits `[rows, 256]` in every step; timed are the rest of the step (commands,
 scheduling, building the batch, the sampler in Rust, writing the tokens down) and encoding its frame. The vocabulary

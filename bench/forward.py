@@ -1,6 +1,6 @@
 """The forward pass of the runner against transformers with the same weights, in one run with alternating rounds.
 
-    PYTHONPATH=service python bench/forward.py models/SmolLM2-135M-Instruct.Q4_1.gguf --rounds 3 --tokens 16
+    python -m bench.forward --rounds 3 --tokens 16
 
 Decode: `transformers.generate(do_sample=False)`, timed from its first to its last token, against the runner driven by a
 loop that takes the argmax. Prefill: one pass over one prompt, logits of the last token only on both sides. Prints one
@@ -8,9 +8,8 @@ Markdown table of medians; only ratios of one run mean anything on a shared mach
 """
 
 import argparse
-import os
-import platform
 import statistics
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteriaList
 
+from bench import report
+from bench.service import GGUF
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.model import gguf
 from tokenwire.model.batch import ForwardBatch, Runner
@@ -48,10 +49,10 @@ class Contest:
     peer: list[float]
     ours: list[float]
 
-    def row(self) -> str:
+    def cells(self) -> list[str]:
         peer, ours = statistics.median(self.peer), statistics.median(self.ours)
         ratios = [mine / theirs for mine, theirs in zip(self.ours, self.peer, strict=True)]
-        return f"| {self.format} | {self.what} | {peer:.1f} | {ours:.1f} | {statistics.median(ratios):.2f} |"
+        return [self.format, self.what, f"{peer:.1f}", f"{ours:.1f}", f"{statistics.median(ratios):.2f}x"]
 
 
 def peer_decode(model: Any, prompts: np.ndarray, tokens: int) -> tuple[float, list[list[int]]]:
@@ -111,7 +112,7 @@ def run_format(path: Path, quantize: Any, arguments: argparse.Namespace) -> list
     config = ModelConfig(model=str(path), device="cpu", quantize=quantize)
     loaded = load(config, engine, progress=lambda _: None)
     runner = make_runner(loaded, engine, lambda _: None)
-    print(f"{loaded.architecture} {quantize}: {runner.forward_path} ({runner.forward_path_reason})", flush=True)
+    print(f"{loaded.architecture} {quantize}: {runner.forward_path} ({runner.forward_path_reason})", file=sys.stderr)
     folder = gguf.converted(path, lambda _: None) if path.is_file() else path
     quantization_config = bitsandbytes_config(config, torch.float32)
     peer = AutoModelForCausalLM.from_pretrained(
@@ -127,12 +128,15 @@ def run_format(path: Path, quantize: Any, arguments: argparse.Namespace) -> list
             theirs, expected = peer_decode(peer, prompts, arguments.tokens)
             mine, answers = our_decode(runner, prompts, arguments.tokens)
             if answers != expected:
-                print(f"tokens differ: {sum(a != e for a, e in zip(answers, expected, strict=True))} of {rows} rows")
+                print(
+                    f"tokens differ: {sum(a != e for a, e in zip(answers, expected, strict=True))} of {rows} rows",
+                    file=sys.stderr,
+                )
             if number:  # the first round warms both up
                 contest.peer.append(theirs)
                 contest.ours.append(mine)
         contests.append(contest)
-        print(contest.row(), flush=True)
+        print(*contest.cells(), sep=" | ", file=sys.stderr)
     prompt = generator.integers(100, 40_000, arguments.prefill)
     contest = Contest(name, f"prefill {arguments.prefill}", [], [])
     for number in range(arguments.rounds + 1):
@@ -141,24 +145,13 @@ def run_format(path: Path, quantize: Any, arguments: argparse.Namespace) -> list
             contest.peer.append(theirs)
             contest.ours.append(mine)
     contests.append(contest)
-    print(contest.row(), flush=True)
+    print(*contest.cells(), sep=" | ", file=sys.stderr)
     return contests
-
-
-def describe_cpu() -> str:
-    """The features that decide which kernels run."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return platform.processor()
-    flags = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
-    known = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile")
-    return f"{len(os.sched_getaffinity(0))} cores, {' '.join(flag for flag in known if flag in flags)}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="?", default=GGUF)
     parser.add_argument("--formats", nargs="+", default=["none", "nf4"], choices=["none", "nf4", "fp4", "int8"])
     parser.add_argument("--rows", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--prompt", type=int, default=64, help="prompt tokens of each decode row")
@@ -170,11 +163,8 @@ def main() -> None:
     contests = [
         contest for quantize in arguments.formats for contest in run_format(arguments.model, quantize, arguments)
     ]
-    print(f"\n{describe_cpu()}, {torch.get_num_threads()} threads, torch {torch.__version__}\n")
-    print("| weights | work | transformers tok/s | tokenwire tok/s | ratio |")
-    print("|---|---|---|---|---|")
-    for contest in contests:
-        print(contest.row())
+    header = ["weights", "work", "transformers, tokens/s", "tokenwire, tokens/s", "ratio"]
+    print(report.table(header, [contest.cells() for contest in contests]))
 
 
 if __name__ == "__main__":

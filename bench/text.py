@@ -1,6 +1,6 @@
 """Encode, decode and streaming decode beside the tokenizers package, on SmolLM2's tokenizer.
 
-    PYTHONPATH=service python -m bench.text [models/SmolLM2-135M-Instruct.Q4_1.gguf]
+    python -m bench.text [models/SmolLM2-135M-Instruct.Q4_1.gguf]
 
 Both run in turns in one process on the same texts; figures are medians.
 """
