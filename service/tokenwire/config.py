@@ -70,7 +70,7 @@ class ModelConfig:
     model: Annotated[str, Parameter(group=_MODEL, validator=_is_not_empty)]
     """Folder with a checkpoint, a GGUF file, or a hub id."""
     model_id: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
-    """Name that requests use. Default: the last part of the model path."""
+    """Name that requests use. Default: the hub id, or the last part of the path."""
     revision: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
     """Branch, tag or commit of a hub id."""
     device: Annotated[str, Parameter(group=_MODEL, validator=_is_device)] = "auto"

@@ -7,12 +7,15 @@ import msgspec
 from tokenwire.engine.main import Built
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.engine.settings import defaults_from_generation_config
+from tokenwire.model.checkpoint import find
 
 
 def build(start: Start, progress: Callable[[str], None]) -> Built:
     """Load what ``start`` names. Raises ModelLoadError with one line for the operator."""
+    checkpoint = find(start.model.model, start.model.revision, progress)
     progress("importing")
-    # Here and not above: these take seconds, and the process must hear of the front's end meanwhile.
+    # Here and not above: these take seconds. The process must hear of the front's end meanwhile, and a wrong path be
+    # refused before.
     import torch
 
     from tokenwire._native import Sampler, Tokenizer
@@ -20,7 +23,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
-    loaded = load(start.model, start.engine, progress=progress)
+    loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
     runner = make_runner(loaded, start.engine, progress)
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:

@@ -82,7 +82,6 @@ def paged_attention(
     keys.index_copy_(0, slots, new_keys)
     values.index_copy_(0, slots, new_values)
 
-    attend = _attend if softcap is None and s_aux is None else _attend_explicitly
     num_heads, num_kv_heads = query.shape[1], key.shape[1]
     group = num_heads // num_kv_heads
     num_decode = step.num_decode
@@ -93,7 +92,7 @@ def paged_attention(
         cached_keys, cached_values = _gather(context.cache, layer, index, num_decode)
         # The heads of a group share their keys: as further queries of one head, no key is repeated.
         sinks = None if s_aux is None else s_aux.view(1, num_kv_heads, group, 1).expand(num_decode, -1, -1, -1)
-        out = attend(rows, cached_keys, cached_values, index, scaling, softcap, sinks)
+        out = _attend(rows, cached_keys, cached_values, index, scaling, softcap=softcap, sinks=sinks)
         parts.append(out.reshape(1, num_decode, num_heads, -1))
     for number, chunk in enumerate(step.chunks):
         index = step.chunk_index(number, sliding_window, device, query.dtype)
@@ -103,7 +102,7 @@ def paged_attention(
         else:
             chunk_keys, chunk_values = _gather(context.cache, layer, index, 1)
         sinks = None if s_aux is None else s_aux.view(1, num_heads, 1, 1)
-        out = attend(query[:, :, tokens], chunk_keys, chunk_values, index, scaling, softcap, sinks)
+        out = _attend(query[:, :, tokens], chunk_keys, chunk_values, index, scaling, softcap=softcap, sinks=sinks)
         parts.append(out.transpose(1, 2))
     return (torch.cat(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()), None
 
@@ -130,30 +129,25 @@ def _attend(
     value: torch.Tensor,
     index: KeyIndex,
     scaling: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    *,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=index.mask,
-        is_causal=index.is_causal,
-        scale=scaling,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+    """``[rows, heads, queries, Dv]`` of ``query`` ``[rows, heads, queries, D]`` over the keys of ``index``.
 
-
-def _attend_explicitly(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    index: KeyIndex,
-    scaling: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Attention with a soft cap or sinks, which torch's fused function does not know."""
+    ``sinks``: one logit per head, broadcastable to ``[rows, heads, queries, 1]``.
+    """
+    if softcap is None and sinks is None:
+        return F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=index.mask,
+            is_causal=index.is_causal,
+            scale=scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    # torch's fused function knows neither: the formula, written out.
     batch, num_heads, num_queries, _ = query.shape
     num_kv_heads = key.shape[1]
     grouped = query.reshape(batch, num_kv_heads, -1, query.shape[-1])

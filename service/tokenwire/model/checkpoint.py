@@ -1,8 +1,12 @@
-"""Finds a checkpoint and looks through its files before anything is loaded, to say in one line what is wrong."""
+"""Finds a checkpoint and looks through its files before anything is loaded, to say in one line what is wrong.
+
+`find` needs neither torch nor transformers, whose imports take seconds: a wrong path is refused before them.
+"""
 
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +25,46 @@ _TOKENIZER_FILES = (
 _HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.jinja", "vocab.txt", "merges.txt"]
 
 
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What ``--model`` names."""
+
+    path: Path
+    """A folder with config.json, or a GGUF file."""
+    name: str
+    """The hub id; for a local one the last part of its path, without ``.gguf``."""
+    commit: str
+    """Commit of a hub id; empty for a local path, which tells none."""
+
+
 def first_line(error: BaseException) -> str:
     """What an exception says, without the pages that some libraries add."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
-def locate(model: str, revision: str | None, progress: Callable[[str], None]) -> Path:
-    """The local folder or GGUF file that ``model`` names; a hub id is downloaded (safetensors and text files only)."""
+def find(model: str, revision: str | None, progress: Callable[[str], None]) -> Checkpoint:
+    """The checkpoint that ``model`` names, its files looked through; ModelLoadError when they cannot be a model.
+
+    A hub id is downloaded (safetensors and text files only). What only transformers can tell is left to
+    `check_architecture`.
+    """
+    progress("looking through the files")
+    found = _locate(model, revision, progress)
+    try:
+        if found.path.is_file():
+            _check_magic(found.path)
+        else:
+            check_folder(found.path)
+    except OSError as error:
+        raise ModelLoadError(f"{found.path}: cannot be read ({first_line(error)})") from error
+    return found
+
+
+def _locate(model: str, revision: str | None, progress: Callable[[str], None]) -> Checkpoint:
     path = Path(model).expanduser()
     if path.exists():
-        return path
+        return Checkpoint(path, path.stem if path.suffix == ".gguf" else path.resolve().name, "")
     if model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model) or model.endswith(".gguf"):
         raise ModelLoadError(f"{model}: no such file or folder; give a checkpoint folder, a GGUF file or a hub id")
     progress(f"downloading {model}")
@@ -40,30 +73,38 @@ def locate(model: str, revision: str | None, progress: Callable[[str], None]) ->
 
     disable_progress_bars()
     try:
-        return Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        folder = Path(huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
     except Exception as error:
         raise ModelLoadError(
             f"{model}: no such folder here, and it cannot be downloaded from the hub ({first_line(error)}); "
             "check the name, the network, and HF_TOKEN for a gated model"
         ) from error
+    # The hub's cache names a snapshot's folder by its commit.
+    return Checkpoint(folder, model, folder.name)
 
 
-def inspect_folder(folder: Path) -> dict[str, Any]:
-    """Check that ``folder`` holds a readable causal language model with a tokenizer; returns its config.json."""
+def _check_magic(file: Path) -> None:
+    with file.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise ModelLoadError(f"{file}: not a GGUF file; give a checkpoint folder, a GGUF file or a hub id")
+
+
+def check_folder(folder: Path) -> None:
+    """Check that ``folder`` holds a readable config.json, whole safetensors files and a tokenizer."""
     config_file = folder / "config.json"
     if not config_file.is_file():
         gguf = sorted(folder.glob("*.gguf"))
         if gguf:
             raise ModelLoadError(f"{folder}: holds GGUF files but no config.json; give the file itself, as {gguf[0]}")
         raise ModelLoadError(f"{folder}: no config.json, so this is not a model folder")
-    config = read_json(config_file)
-    _check_architecture(folder, config)
+    if not isinstance(read_json(config_file).get("model_type"), str):
+        raise ModelLoadError(f"{config_file}: no model_type, so this is not a transformers model")
     _check_weights(folder)
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelLoadError(f"{folder}: no tokenizer.json; save the model's tokenizer into this folder")
     if (folder / "tokenizer.json").is_file():
         read_json(folder / "tokenizer.json")
-    return config
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -97,13 +138,12 @@ def weight_sizes(folder: Path) -> dict[str, int]:
     return sizes
 
 
-def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
+def check_architecture(folder: Path, config: dict[str, Any]) -> None:
+    """Check that transformers knows the model of ``config``, the folder's config.json, as a causal language model."""
     from transformers.models.auto.auto_mappings import CONFIG_MAPPING_NAMES
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    model_type = config.get("model_type")
-    if not isinstance(model_type, str):
-        raise ModelLoadError(f"{folder / 'config.json'}: no model_type, so this is not a transformers model")
+    model_type = config["model_type"]
     if model_type not in CONFIG_MAPPING_NAMES:
         if config.get("auto_map"):
             raise ModelLoadError(

@@ -31,12 +31,11 @@ def cache_folder() -> Path:
 
 
 def converted(file: Path, progress: Callable[[str], None]) -> Path:
-    """The safetensors folder with the content of ``file``, converted now if it is not in the cache.
+    """The safetensors folder with the content of the GGUF ``file``, converted now if it is not in the cache.
 
     A file is known again by path, size and modification time without being read; a moved or touched one by its sha256.
     Folders appear complete or not at all.
     """
-    _check_magic(file)
     root = cache_folder() / "gguf"
     status = file.stat()
     stamp = hashlib.sha256(f"{_FORMAT}:{file.resolve()}:{status.st_size}:{status.st_mtime_ns}".encode()).hexdigest()
@@ -69,16 +68,6 @@ def converted(file: Path, progress: Callable[[str], None]) -> Path:
             "set TOKENWIRE_CACHE to a folder with room"
         ) from error
     return folder
-
-
-def _check_magic(file: Path) -> None:
-    try:
-        with file.open("rb") as stream:
-            magic = stream.read(4)
-    except OSError as error:
-        raise ModelLoadError(f"{file}: cannot be read ({first_line(error)})") from error
-    if magic != b"GGUF":
-        raise ModelLoadError(f"{file}: not a GGUF file; give a checkpoint folder, a GGUF file or a hub id")
 
 
 def _convert(file: Path, target: Path) -> None:

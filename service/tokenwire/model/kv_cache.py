@@ -12,7 +12,7 @@ import torch
 
 from tokenwire.config import EngineConfig
 from tokenwire.errors import ModelLoadError
-from tokenwire.model.memory import format_size, free_memory, parse_size
+from tokenwire.model.memory import format_size, free_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ def choose_num_blocks(shapes: list[LayerShape], engine: EngineConfig, context_le
         return needed
     total_block_bytes = sum(block_bytes.values())
     budgets = {device: free_memory(device) for device in block_bytes}
-    if engine.kv_cache_memory is not None:
-        asked = parse_size(engine.kv_cache_memory)
+    asked = engine.kv_cache_bytes
+    if asked is not None:
         num_blocks = min(needed, asked // total_block_bytes)
         if num_blocks < 1:
             raise ModelLoadError(

@@ -18,7 +18,15 @@ from transformers.utils import logging
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.errors import ModelLoadError, TokenwireError
 from tokenwire.model import gguf
-from tokenwire.model.checkpoint import first_line, inspect_folder, locate, read_json, weight_sizes
+from tokenwire.model.checkpoint import (
+    Checkpoint,
+    check_architecture,
+    check_folder,
+    find,
+    first_line,
+    read_json,
+    weight_sizes,
+)
 from tokenwire.model.memory import format_size, free_memory
 from tokenwire.model.quantization import BYTES_PER_VALUE, bitsandbytes_config, describe, parameter_count
 
@@ -38,6 +46,7 @@ class LoadedModel:
     """The model's transformers configuration."""
     model_id: str
     revision: str
+    """Commit, empty where none is known."""
     architecture: str
     quantization: str
     """none, nf4, fp4, int8, or the method of a checkpoint that came quantized."""
@@ -61,16 +70,29 @@ class LoadedModel:
     """What the checkpoint's generation_config.json sets."""
 
 
-def load(config: ModelConfig, engine: EngineConfig, *, progress: Callable[[str], None]) -> LoadedModel:
-    """Load what ``config`` names; ModelLoadError on any failure. ``progress`` gets a line as each phase begins."""
+def load(
+    config: ModelConfig,
+    engine: EngineConfig,
+    *,
+    progress: Callable[[str], None],
+    checkpoint: Checkpoint | None = None,
+) -> LoadedModel:
+    """Load what ``config`` names; ModelLoadError on any failure. ``progress`` gets a line as each phase begins.
+
+    ``checkpoint``: what `checkpoint.find` gave for ``config``; default: it is looked for here.
+    """
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    path = locate(config.model, config.revision, progress)
+    checkpoint = checkpoint or find(config.model, config.revision, progress)
+    path = checkpoint.path
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            folder = gguf.converted(path, progress) if path.is_file() else path
-            return _load_folder(path, folder, config, engine, progress)
+            folder = path
+            if path.is_file():
+                folder = gguf.converted(path, progress)
+                check_folder(folder)
+            return _load_folder(checkpoint, folder, config, engine, progress)
         except TokenwireError:
             raise
         except (torch.OutOfMemoryError, MemoryError) as error:
@@ -80,9 +102,11 @@ def load(config: ModelConfig, engine: EngineConfig, *, progress: Callable[[str],
 
 
 def _load_folder(
-    path: Path, folder: Path, config: ModelConfig, engine: EngineConfig, progress: Callable[[str], None]
+    checkpoint: Checkpoint, folder: Path, config: ModelConfig, engine: EngineConfig, progress: Callable[[str], None]
 ) -> LoadedModel:
-    settings = inspect_folder(folder)
+    path = checkpoint.path
+    settings = read_json(folder / "config.json")
+    check_architecture(folder, settings)
     device = _choose_device(config)
     dtype = _choose_dtype(config, settings, device, from_gguf=path != folder)
     if "quantization_config" in settings and config.quantize != "none":
@@ -93,7 +117,7 @@ def _load_folder(
         _check_fits(path, folder, config, dtype, device)
     tokenizer = _load_tokenizer(path, folder)
     phase = "loading" if quantization_config is None else f"loading and quantizing to {config.quantize}"
-    progress(f"{phase} {path.name} on {config.device_map or device}")
+    progress(f"{phase} {checkpoint.name} on {config.device_map or device}")
     result: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,
@@ -111,14 +135,15 @@ def _load_folder(
             f"{path}: the checkpoint lacks {len(missing)} weights of its architecture, as {missing[0]}"
         )
     model.eval()  # type: ignore[no-untyped-call]
-    return _describe(path, folder, config, engine, model, tokenizer, device)
+    context_length = _context_length(path, model.config.get_text_config(), engine, progress)
+    return _describe(checkpoint, folder, config, context_length, model, tokenizer, device)
 
 
 def _describe(
-    path: Path,
+    checkpoint: Checkpoint,
     folder: Path,
     config: ModelConfig,
-    engine: EngineConfig,
+    context_length: int,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
     device: torch.device,
@@ -127,17 +152,17 @@ def _describe(
     eos = generation.eos_token_id
     placed = getattr(model, "hf_device_map", None) or {"": device}
     return LoadedModel(
-        path=str(path),
+        path=str(checkpoint.path),
         model=model,
         config=model.config,
-        model_id=config.model_id or (path.stem if path.suffix == ".gguf" else path.resolve().name),
-        revision=config.revision or "",
+        model_id=config.model_id or checkpoint.name,
+        revision=checkpoint.commit,
         architecture=type(model).__name__,
         quantization=describe(model),
         dtype=str(model.dtype).removeprefix("torch."),
         device_map={name: _device_name(place) for name, place in placed.items()},
         parameter_count=parameter_count(model),
-        context_length=_context_length(path, model.config.get_text_config(), engine),
+        context_length=context_length,
         vocab_size=_vocab_size(model),
         special_tokens={
             name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
@@ -154,10 +179,7 @@ def _describe(
 def _choose_device(config: ModelConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(config.device)
-    except RuntimeError as error:
-        raise ModelLoadError(f"device {config.device!r} is none of auto, cpu, cuda, cuda:1 and so on") from error
+    device = torch.device(config.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelLoadError(f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
@@ -214,16 +236,40 @@ def _load_tokenizer(path: Path, folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def _context_length(path: Path, config: Any, engine: EngineConfig) -> int:
+def _context_length(path: Path, config: Any, engine: EngineConfig, progress: Callable[[str], None]) -> int:
     trained = next((getattr(config, name) for name in _CONTEXT_NAMES if getattr(config, name, None)), None)
     asked = engine.max_context
-    if asked is not None and asked < 1:
-        raise ModelLoadError(f"max_context is {asked}; it must be at least 1")
     if trained is None:
         return asked or _UNBOUNDED_CONTEXT
     if asked is not None and asked > trained:
         raise ModelLoadError(f"{path}: max_context is {asked}, but the model was trained for {trained} positions")
-    return int(asked or trained)
+    fixed = _fixed_rope_length(config)
+    if fixed is None or (asked or trained) <= fixed:
+        return int(asked or trained)
+    why = f"beyond {fixed} its rotary embedding would change for every sequence of a batch"
+    if asked is not None:
+        raise ModelLoadError(f"{path}: max_context is {asked}, but it can be at most {fixed}: {why}")
+    progress(f"context lowered from {trained} to {fixed} tokens: {why}")
+    return fixed
+
+
+def _fixed_rope_length(config: Any) -> int | None:
+    """Positions up to which the rotary frequencies do not depend on the length of a sequence; None: they never do.
+
+    transformers (`modeling_rope_utils.dynamic_rope_update`) chooses the frequencies of the types ``dynamic`` and
+    ``longrope`` by the largest position in the whole batch, so one long sequence would change its batch mates.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    # One set for all layers, or one for each type of layer.
+    sets = [entry for entry in parameters.values() if isinstance(entry, dict)] or [parameters]
+    lengths = []
+    for entry in sets:
+        rope_type = str(entry.get("rope_type", "default"))
+        if rope_type == "longrope":
+            lengths.append(int(entry["original_max_position_embeddings"]))
+        elif "dynamic" in rope_type:
+            lengths.append(int(config.max_position_embeddings))
+    return min(lengths, default=None)
 
 
 def _vocab_size(model: PreTrainedModel) -> int:

@@ -1,26 +1,12 @@
-"""How much memory there is, and how much a setting asks for. All figures in bytes."""
+"""How much memory and how many cores this process may use. Sizes are in bytes."""
 
 import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenwire.errors import ModelLoadError
-
 if TYPE_CHECKING:
     import torch
-
-_UNITS = {"": 1, "B": 1}
-for _power, _letter in enumerate("KMGT", start=1):
-    _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power, _letter: 1024**_power}
-
-
-def parse_size(text: str) -> int:
-    """Bytes of "512MiB" or "512M" (binary), "512MB" (decimal) or "536870912"; ModelLoadError if none of these."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise ModelLoadError(f"kv_cache_memory: {text!r} is not a size such as 512MiB, 2GiB or 536870912")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def format_size(size: float) -> str:
@@ -40,8 +26,9 @@ def free_memory(device: "torch.device") -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: its affinity mask, and the quota of its control group."""
-    cores = len(os.sched_getaffinity(0))
+    """Cores that this process may use: its affinity mask (all, where there is none), and its control group's quota."""
+    # macOS has no affinity mask.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -56,7 +43,9 @@ def _available(meminfo: Path) -> int:
         match = None
     if match is not None:
         return int(match[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # macOS tells only how much there is.
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cgroup_headrooms(root: Path) -> list[int]:

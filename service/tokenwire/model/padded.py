@@ -35,7 +35,8 @@ _STATE_NAMES = ("past_key_values", "cache_params", "state")
 class _DecodeBatch:
     """Sequences that decode together: row r of ``cache`` ends with the ``lengths[r]`` tokens of ``sequence_ids[r]``."""
 
-    sequence_ids: list[int]
+    sequence_ids: list[int | None]
+    """None: the row's sequence was released, and the row goes when the batch is next rebuilt."""
     lengths: list[int]
     cache: DynamicCache
 
@@ -101,16 +102,19 @@ class PaddedRunner:
         return to_numpy(torch.cat(parts))
 
     def release(self, sequence_ids: list[int]) -> None:
-        """Forget these sequences. Rows of the decode batch go when it is next rebuilt."""
-        for sequence in sequence_ids:
+        """Forget these sequences. Allocates nothing: a row of the decode batch goes when that is next rebuilt.
+
+        Rebuilding here could run out of memory where no request is at hand to fail for it, and the next pass would
+        often rebuild once more for the rows that join.
+        """
+        gone = set(sequence_ids)
+        for sequence in gone:
             self._alone.pop(sequence, None)
-        if self._batch is not None:
-            gone = set(sequence_ids).intersection(self._batch.sequence_ids)
-            if len(gone) == len(self._batch.sequence_ids):
+        batch = self._batch
+        if batch is not None:
+            batch.sequence_ids = [None if sequence in gone else sequence for sequence in batch.sequence_ids]
+            if all(sequence is None for sequence in batch.sequence_ids):
                 self._batch = None
-            elif gone:
-                kept = [sequence for sequence in self._batch.sequence_ids if sequence not in gone]
-                self._batch = self._gather(kept)
 
     def _run_alone(self, sequence: int, tokens: list[int], num_computed: int) -> torch.Tensor:
         """One row by itself; logits of its last token, ``[1, V]``."""
@@ -136,7 +140,7 @@ class PaddedRunner:
         batch = self._batch
         if batch is None or set(batch.sequence_ids) != set(sequences):
             batch = self._regroup(sequences)
-        order = {sequence: place for place, sequence in enumerate(sequences)}
+        order: dict[int | None, int] = {sequence: place for place, sequence in enumerate(sequences)}
         places = [order[sequence] for sequence in batch.sequence_ids]
         if [num_computed[place] for place in places] != batch.lengths:
             raise RuntimeError(f"rows have {batch.lengths} cached tokens, the batch says {num_computed}")
@@ -166,7 +170,7 @@ class PaddedRunner:
 
     def _regroup(self, sequences: list[int]) -> _DecodeBatch:
         """Make ``sequences`` the decode batch; rows that leave it keep their caches on their own."""
-        leaving = set() if self._batch is None else set(self._batch.sequence_ids) - set(sequences)
+        leaving = set() if self._batch is None else set(self._batch.sequence_ids) - {None, *sequences}
         if leaving:
             self._dissolve()
         self._batch = batch = self._gather(sequences)
@@ -180,9 +184,10 @@ class PaddedRunner:
         if batch is None:
             return
         for sequence in batch.sequence_ids:
-            self._alone[sequence] = DynamicCache(
-                [(keys.clone(), values.clone()) for keys, values in self._rows(sequence)]
-            )
+            if sequence is not None:
+                self._alone[sequence] = DynamicCache(
+                    [(keys.clone(), values.clone()) for keys, values in self._rows(sequence)]
+                )
         self._batch = None
 
     def _gather(self, sequences: list[int]) -> _DecodeBatch:

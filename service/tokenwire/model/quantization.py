@@ -16,10 +16,11 @@ BYTES_PER_VALUE = {"nf4": 0.5, "fp4": 0.5, "int8": 1.0}
 
 
 def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> Any | None:
-    """The BitsAndBytesConfig that ``config`` asks for, None for none. ``dtype``: of the unquantized weights."""
+    """The BitsAndBytesConfig that ``config`` asks for, None for none. ``dtype``: of the unquantized weights.
+
+    Which settings go together is `ServiceConfig.problems`' to say.
+    """
     if config.quantize == "none":
-        if config.double_quant or config.skip_modules:
-            raise ModelLoadError("double_quant and skip_modules need quantize nf4, fp4 or int8")
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelLoadError(f"quantize {config.quantize} needs the package bitsandbytes, which is not installed")
@@ -28,8 +29,6 @@ def bitsandbytes_config(config: ModelConfig, dtype: torch.dtype) -> Any | None:
     # None lets transformers choose: the output head stays as it is.
     skipped = list(config.skip_modules) or None
     if config.quantize == "int8":
-        if config.double_quant:
-            raise ModelLoadError("double_quant goes with quantize nf4 and fp4, not with int8")
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)  # type: ignore[no-untyped-call]
     compute_dtype = dtype if config.compute_dtype == "auto" else getattr(torch, config.compute_dtype)
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
