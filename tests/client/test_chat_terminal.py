@@ -6,9 +6,8 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_server import FakeServer, item_status
@@ -77,34 +76,59 @@ def _take_terminal(descriptor: int) -> None:
 
 
 @pytest.fixture
-def terminal(server: FakeServer, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Terminal]:
-    opened = Terminal(server.target, *getattr(request, "param", ()), folder=tmp_path)
+def terminal(server: FakeServer, tmp_path: Path) -> Iterator[Terminal]:
+    opened = Terminal(server.target, folder=tmp_path)
     opened.expect("> ")
     yield opened
     opened.close()
 
 
-def conversation(request: Any) -> list[tuple[str, str]]:
-    return [(each.role, each.content[0].text) for each in request.conversation.messages]
+Converse = Callable[..., tuple[str, str]]
 
 
-def test_a_conversation_is_kept(terminal: Terminal, server: FakeServer) -> None:
-    terminal.send("first\n")
-    terminal.expect("you said: first\r\n")
-    terminal.expect("> ")
-    terminal.send("second\n")
-    terminal.expect("you said: second\r\n")
-    terminal.expect("> ")
-    terminal.send(CTRL_D)
-    assert terminal.end() == 0
-    assert conversation(server.requests[-1]) == [
-        ("user", "first"),
-        ("assistant", "you said: first"),
-        ("user", "second"),
+@pytest.fixture
+def converse(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Converse]:
+    """Type lines, or what is raised in their place, at a conversation in this process; return its output and errors."""
+    with Client(server.target) as client:
+
+        def type_lines(*lines: str | BaseException, system: str = "", stats: bool = False) -> tuple[str, str]:
+            typed = iter(lines)
+
+            def read_line(_prompt: str) -> str:
+                line = next(typed, EOFError())
+                if isinstance(line, BaseException):
+                    raise line
+                return line
+
+            monkeypatch.setattr("builtins.input", read_line)
+            ChatSession(client, {}, model="", system=system, stats=stats).run()
+            shown = capsys.readouterr()
+            return shown.out, shown.err
+
+        yield type_lines
+
+
+def conversations(server: FakeServer) -> list[list[tuple[str, str]]]:
+    """What each chat sent, as roles and texts."""
+    return [
+        [(each.role, each.content[0].text) for each in request.conversation.messages]
+        for request in server.requests
+        if hasattr(request, "conversation")
     ]
 
 
-def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(terminal: Terminal, server: FakeServer) -> None:
+def test_a_conversation_at_a_terminal(terminal: Terminal, server: FakeServer) -> None:
+    # One terminal for all that needs one: Ctrl-C as a signal, what is printed to a terminal, the process's end.
+    server.hold(after=0)
+    terminal.send("forgotten\n")
+    assert server.holding.wait(30)
+    terminal.send(CTRL_C)
+    terminal.expect("[stopped before the answer began; your message is forgotten]")
+    terminal.expect("> ")
+    assert server.cancelled.wait(30)
+
     server.hold(after=3)
     terminal.send("one two three\n")
     terminal.expect("you said: one")
@@ -113,103 +137,63 @@ def test_ctrl_c_stops_an_answer_and_the_conversation_goes_on(terminal: Terminal,
     terminal.expect("[stopped]")
     terminal.expect("> ")
     assert server.cancelled.wait(30)
+
     server.hold_after = None
+    server.answer = lambda _: "\x1b]0;owned\x07 \x1b[2J\r\u202e done"
     terminal.send("again\n")
-    terminal.expect("you said: again\r\n")
+    terminal.expect("\\x1b]0;owned\\x07 \\x1b[2J\\r\\u202e done\r\n")
     terminal.expect("> ")
     terminal.send(CTRL_D)
     assert terminal.end() == 0
-    assert conversation(server.requests[-1]) == [
-        ("user", "one two three"),
-        ("assistant", "you said: one"),
-        ("user", "again"),
+    assert conversations(server)[1:] == [
+        [("user", "one two three")],
+        [("user", "one two three"), ("assistant", "you said: one"), ("user", "again")],
     ]
 
 
-def test_an_answer_stopped_before_it_began_leaves_no_trace(terminal: Terminal, server: FakeServer) -> None:
-    server.hold(after=0)
-    terminal.send("one\n")
-    assert server.holding.wait(30)
-    terminal.send(CTRL_C)
-    terminal.expect("[stopped before the answer began; your message is forgotten]")
-    terminal.expect("> ")
-    server.hold_after = None
-    terminal.send("two\n")
-    terminal.expect("you said: two")
-    assert conversation(server.requests[-1]) == [("user", "two")]
-    terminal.expect("> ")
-    terminal.send("/exit\n")
-    assert terminal.end() == 0
+def test_a_conversation_is_kept(converse: Converse, server: FakeServer) -> None:
+    assert converse("first", "second")[0] == "you said: first\nyou said: second\n\n"
+    assert conversations(server)[-1] == [("user", "first"), ("assistant", "you said: first"), ("user", "second")]
 
 
-def test_ctrl_c_at_the_prompt_drops_the_line(
-    server: FakeServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("leave", ["/exit", " /quit "])
+def test_a_command_leaves(converse: Converse, server: FakeServer, leave: str) -> None:
+    converse("one", leave, "never read")
+    assert conversations(server) == [[("user", "one")]]
+
+
+def test_ctrl_c_at_the_prompt_drops_the_line(converse: Converse, server: FakeServer) -> None:
     # Without a terminal: a Ctrl-C right after a key reaches CPython's readline too early to interrupt its select.
-    lines = iter([KeyboardInterrupt(), "whole", EOFError()])
-
-    def read_line(_prompt: str) -> str:
-        line = next(lines)
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-    monkeypatch.setattr("builtins.input", read_line)
-    with Client(server.target) as client:
-        ChatSession(client, {}, model="", system="", stats=False).run()
-    assert capsys.readouterr().out == "\nyou said: whole\n\n"
-    assert conversation(server.requests[-1]) == [("user", "whole")]
+    assert converse(KeyboardInterrupt(), "whole")[0] == "\nyou said: whole\n\n"
+    assert conversations(server) == [[("user", "whole")]]
 
 
-def test_reset_and_system(terminal: Terminal, server: FakeServer) -> None:
-    for line, shown in (
-        ("one", "you said: one"),
-        ("/system Be brief.", "System message set."),
-        ("two", "you said: two"),
-        ("/reset", "The conversation starts anew."),
-        ("three", "you said: three"),
-        ("/system", "System message removed."),
-        ("/nonsense", "Unknown command /nonsense."),
-        ("four", "you said: four"),
+def test_reset_and_system(converse: Converse, server: FakeServer) -> None:
+    _, shown = converse("one", "/system Be brief.", "two", "/reset", "three", "/system", "/nonsense", "four")
+    for line in (
+        "System message set.",
+        "The conversation starts anew.",
+        "System message removed.",
+        "Unknown command /nonsense.",
     ):
-        terminal.send(f"{line}\n")
-        terminal.expect(f"{shown}")
-        terminal.expect("> ")
-    chats = [conversation(each) for each in server.requests if hasattr(each, "conversation")]
-    assert chats[1] == [
-        ("system", "Be brief."),
-        ("user", "one"),
-        ("assistant", "you said: one"),
-        ("user", "two"),
+        assert line in shown
+    assert conversations(server) == [
+        [("user", "one")],
+        [("system", "Be brief."), ("user", "one"), ("assistant", "you said: one"), ("user", "two")],
+        [("system", "Be brief."), ("user", "three")],
+        [("user", "three"), ("assistant", "you said: three"), ("user", "four")],
     ]
-    assert chats[2] == [("system", "Be brief."), ("user", "three")]
-    assert chats[3] == [("user", "three"), ("assistant", "you said: three"), ("user", "four")]
 
 
-def test_a_failed_turn_is_forgotten(terminal: Terminal, server: FakeServer) -> None:
-    server.failure, server.fail_after = item_status("UNAVAILABLE", "the engine restarts"), 2
-    terminal.send("one\n")
-    terminal.expect("you said:\r\n")
-    terminal.expect("tokenwire: the engine restarts; try again")
-    terminal.expect("> ")
-    server.failure = None
-    terminal.send("two\n")
-    terminal.expect("you said: two")
-    assert conversation(server.requests[-1]) == [("user", "two")]
+def test_a_failed_turn_is_forgotten(converse: Converse, server: FakeServer) -> None:
+    server.failure, server.fail_after, server.failures_left = item_status("UNAVAILABLE", "the engine restarts"), 2, 1
+    out, err = converse("one", "two")
+    assert out == "you said:\nyou said: two\n\n"
+    assert "tokenwire: the engine restarts; try again" in err
+    assert conversations(server) == [[("user", "one")], [("user", "two")]]
 
 
-def test_an_answer_cannot_control_the_terminal(terminal: Terminal, server: FakeServer) -> None:
-    server.answer = lambda _: "\x1b]0;owned\x07 \x1b[2J\r\u202e done"
-    terminal.send("one\n")
-    terminal.expect("\\x1b]0;owned\\x07 \\x1b[2J\\r\\u202e done")
-
-
-@pytest.mark.parametrize("terminal", [("--stats", "--system", "Be kind.")], indirect=True)
-def test_stats_and_system_hold_for_every_turn(terminal: Terminal, server: FakeServer) -> None:
-    for line in ("one", "two"):
-        terminal.send(f"{line}\n")
-        terminal.expect(f"you said: {line}")
-        terminal.expect("quantization nf4 | device cpu")
-        terminal.expect("> ")
-    chats = [conversation(each) for each in server.requests if hasattr(each, "conversation")]
-    assert [chat[0] for chat in chats] == [("system", "Be kind.")] * 2
+def test_stats_and_system_hold_for_every_turn(converse: Converse, server: FakeServer) -> None:
+    _, shown = converse("one", "two", system="Be kind.", stats=True)
+    assert shown.count("quantization nf4 | device cpu") == 2
+    assert [chat[0] for chat in conversations(server)] == [("system", "Be kind.")] * 2

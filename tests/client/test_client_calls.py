@@ -1,11 +1,15 @@
 """Every method of both faces of the client, over a real connection to the fake server."""
 
 import asyncio
+import contextlib
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grpc
 import pytest
 from fake_server import MODEL, REQUEST_ID, FakeServer, words
 from google.protobuf.json_format import MessageToDict
@@ -177,9 +181,62 @@ def test_a_value_that_cannot_be_sent_names_its_field(client: Client, options: di
     assert str(raised.value).startswith(f"{field}: cannot be ")
 
 
-def test_an_unknown_option_is_a_type_error(client: Client) -> None:
-    with pytest.raises(TypeError, match=r"unknown option max_tokens; known are .*max_new_tokens"):
-        client.generate("x", max_tokens=3)  # type: ignore[call-arg]
+@pytest.mark.parametrize(
+    ("name", "arguments", "option", "known"),
+    [
+        ("generate", ("x",), "max_tokens", "max_new_tokens"),
+        ("stream", ("x",), "tools", "parse_special_tokens"),
+        ("generate_batch", (["x"],), "tools", "parse_special_tokens"),
+        ("chat", ("x",), "add_special_tokens", "continue_final_message"),
+        ("chat_stream", ("x",), "add_special_tokens", "continue_final_message"),
+        ("tokenize", ("x",), "skip_special_tokens", "add_special_tokens"),
+        ("detokenize", ([1],), "add_special_tokens", "skip_special_tokens"),
+        ("render_chat", ("x",), "max_new_tokens", "add_generation_prompt"),
+        ("model", (), "revision", "timeout"),
+    ],
+)
+async def test_an_unknown_option_is_a_type_error(
+    call: Call, server: FakeServer, name: str, arguments: tuple[Any, ...], option: str, known: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"unknown option {option}; known are .*{known}"):
+        await call(name, *arguments, **{option: 3})
+    assert server.requests == []
+
+
+async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer) -> None:
+    await call("generate", "x", add_special_tokens=False, parse_special_tokens=False)
+    await call("generate_batch", ["x"], add_special_tokens=True)
+    await call("tokenize", "x", parse_special_tokens=False)
+    await call("detokenize", [1], skip_special_tokens=False)
+    await call("chat", "x", tools=[TOOL], add_generation_prompt=False)
+    await call("render_chat", "x", tools=None, continue_final_message=True, model="tiny")
+    generate, batch, tokenize, detokenize, chat, render_chat = map(MessageToDict, server.requests)
+    assert generate["prompt"] == {"text": "x", "addSpecialTokens": False, "parseSpecialTokens": False}
+    assert batch["prompts"] == [{"text": "x", "addSpecialTokens": True}]
+    assert tokenize == {"text": "x", "parseSpecialTokens": False}
+    assert detokenize == {"tokenIds": {"ids": [1]}, "skipSpecialTokens": False}
+    assert chat["conversation"]["addGenerationPrompt"] is False
+    assert [tool["name"] for tool in chat["conversation"]["tools"]] == ["weather"]
+    assert render_chat["model"] == "tiny"
+    assert render_chat["conversation"].keys() == {"messages", "continueFinalMessage"}
+
+
+def test_threads_that_share_a_client_share_its_channel(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    both_here = threading.Barrier(2)
+
+    def open_channel(*arguments: Any) -> grpc.Channel:
+        # Holds the first opener until a second one, which must not come, would have had its chance.
+        with contextlib.suppress(threading.BrokenBarrierError):
+            both_here.wait(0.2)
+        opened.append(grpc_insecure_channel(*arguments))
+        return opened[-1]
+
+    grpc_insecure_channel = grpc.insecure_channel
+    monkeypatch.setattr(grpc, "insecure_channel", open_channel)
+    with Client(server.target) as client, ThreadPoolExecutor(2) as pool:
+        assert [answer.id for answer in pool.map(lambda _: client.model(), range(2))] == ["tiny", "tiny"]
+    assert len(opened) == 1
 
 
 TOOL = {"type": "function", "function": {"name": "weather", "description": "Tells.", "parameters": {"type": "object"}}}

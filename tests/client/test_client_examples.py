@@ -1,8 +1,6 @@
 """The examples run as they are."""
 
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -24,11 +22,12 @@ def test_every_example_is_expected() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_example(server: FakeServer, name: str) -> None:
-    environment = os.environ | {"TOKENWIRE_ADDRESS": server.target}
-    shown = subprocess.run(
-        [sys.executable, str(EXAMPLES / name)], env=environment, check=True, capture_output=True, text=True, timeout=60
-    )
-    assert shown.stderr == ""
+def test_example(
+    server: FakeServer, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TOKENWIRE_ADDRESS", server.target)
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+    shown = capsys.readouterr()
+    assert shown.err == ""
     for text in EXPECTED[name]:
-        assert text in shown.stdout
+        assert text in shown.out

@@ -1,31 +1,18 @@
 """The asyncio face of the client."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
-from tokenwire.client import calls
-from tokenwire.client.calls import StreamCall, UnaryCall
-from tokenwire.client.channel import DEFAULT_TARGET, ChannelSettings, ConnectionOptions, Stubs
+from tokenwire.client import calls, types
+from tokenwire.client.calls import UnaryCall
+from tokenwire.client.channel import DEFAULT_TARGET, Connection, ConnectionOptions
 from tokenwire.client.errors import Cancelled, TokenwireError, from_rpc_error
 from tokenwire.client.health import RETRY_S, ReadinessWait
 from tokenwire.client.streams import StreamBase
-from tokenwire.client.types import (
-    CallOptions,
-    ChatAnswer,
-    Delta,
-    Generation,
-    Messages,
-    Model,
-    Prompt,
-    RenderedChat,
-    RequestOptions,
-    Token,
-)
 
 T = TypeVar("T")
 
@@ -40,14 +27,9 @@ class AsyncStream(StreamBase):
     """
 
     async def __aenter__(self) -> Self:
-        self._call = self._open()
-        if self._cancelled:
-            self._call.cancel()
+        self._open()
         try:
-            message = await self._read()
-            if message is not _EOF:
-                self._record.take(message)
-            self._check_start()
+            self._begin(await self._read())
         except BaseException:
             # Whoever is interrupted here never leaves the context.
             self._call.cancel()
@@ -62,8 +44,8 @@ class AsyncStream(StreamBase):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Delta:
-        while (message := await self._read()) is not _EOF:
+    async def __anext__(self) -> types.Delta:
+        while (message := await self._read()) is not None:
             if (delta := self._record.take(message)) is not None:
                 return delta
         self._check_finish()
@@ -71,7 +53,7 @@ class AsyncStream(StreamBase):
 
     async def _read(self) -> Any:
         try:
-            return await self._opened().read()
+            message = await self._opened().read()
         except grpc.RpcError as error:
             raise self._error(error) from None
         except asyncio.CancelledError:
@@ -80,12 +62,13 @@ class AsyncStream(StreamBase):
             if self._cancelled and not (task and task.cancelling()):
                 raise Cancelled("the answer was stopped") from None
             raise
+        return None if message is _EOF else message
 
     async def text(self) -> str:
         """Read to the end; return the whole text."""
         return (await self.result()).text
 
-    async def result(self) -> Generation:
+    async def result(self) -> types.Generation:
         """Read to the end; return the whole answer."""
         async for _ in self:
             pass
@@ -102,9 +85,7 @@ class AsyncClient:
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **settings: Unpack[ConnectionOptions]) -> None:
-        self._settings = ChannelSettings(target=target, **settings)
-        self._channel: grpc.aio.Channel | None = None
-        self._stubs: Stubs | None = None
+        self._connection = Connection(grpc.aio, target, settings)
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,174 +97,60 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; running calls are cancelled. Idempotent."""
-        if self._channel is not None:
-            await self._channel.close(None)
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        # Not in __init__: a grpc.aio channel belongs to the event loop that runs when it is made.
-        if self._channel is None:
-            credentials, options = self._settings.credentials(), self._settings.options()
-            if credentials is None:
-                self._channel = grpc.aio.insecure_channel(self._settings.target, options)
-            else:
-                self._channel = grpc.aio.secure_channel(self._settings.target, credentials, options)
-        return self._channel
-
-    def _method(self, name: str) -> Any:
-        if self._stubs is None:
-            self._stubs = Stubs(self._open_channel())
-        return self._stubs[name]
+        if self._connection.opened:
+            await self._connection.channel.close(None)
 
     async def _unary(self, call: UnaryCall[T]) -> T:
         try:
-            reply = await self._method(call.method)(call.request, **self._settings.call_arguments(call.options))
+            reply = await self._connection.start(call)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self._settings.target) from None
+            raise from_rpc_error(error, target=self._connection.target) from None
         return call.parse(reply)
 
-    def _stream(self, call: StreamCall) -> AsyncStream:
-        return AsyncStream(
-            self._settings.target,
-            lambda: self._method(call.method)(call.request, **self._settings.call_arguments(call.options)),
-        )
+    async def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> types.Generation:
+        """Continue a prompt: text, or token ids. Options have transformers' names; see PromptOptions."""
+        return await self._unary(calls.generate(prompt, options))
 
-    async def generate(
-        self,
-        prompt: Prompt,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Generation:
-        """Continue a prompt: text, or token ids. Options have transformers' names; see RequestOptions."""
-        return await self._unary(
-            calls.generate(
-                prompt, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> AsyncStream:
+    def stream(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> AsyncStream:
         """Continue a prompt piece by piece."""
-        return self._stream(
-            calls.stream(
-                prompt, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return AsyncStream(self._connection, calls.stream(prompt, options))
 
     async def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> list[Generation | TokenwireError]:
+        self, prompts: Sequence[types.Prompt], **options: Unpack[types.PromptOptions]
+    ) -> list[types.Generation | TokenwireError]:
         """Continue many prompts. One outcome per prompt, in order: the answer, or the error it failed with."""
-        return await self._unary(
-            calls.generate_batch(
-                prompts, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return await self._unary(calls.generate_batch(prompts, options))
 
-    async def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> ChatAnswer:
+    async def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> types.ChatAnswer:
         """Answer a conversation: messages as dicts or ChatMessage, or one string of the user."""
-        return await self._unary(
-            calls.chat(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return await self._unary(calls.chat(messages, options))
 
-    def chat_stream(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> AsyncStream:
+    def chat_stream(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> AsyncStream:
         """Answer a conversation piece by piece."""
-        return self._stream(
-            calls.chat_stream(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return AsyncStream(self._connection, calls.chat_stream(messages, options))
 
-    async def tokenize(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> list[Token]:
+    async def tokenize(self, text: str, **options: Unpack[types.TokenizeOptions]) -> list[types.Token]:
         """Split a text into tokens."""
-        return await self._unary(
-            calls.tokenize(
-                text, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return await self._unary(calls.tokenize(text, options))
 
-    async def detokenize(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, **options: Unpack[CallOptions]
-    ) -> str:
+    async def detokenize(self, token_ids: Sequence[int], **options: Unpack[types.DetokenizeOptions]) -> str:
         """Join token ids to a text."""
-        return await self._unary(calls.detokenize(token_ids, options, skip_special_tokens=skip_special_tokens))
+        return await self._unary(calls.detokenize(token_ids, options))
 
-    async def render_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> RenderedChat:
+    async def render_chat(self, messages: types.Messages, **options: Unpack[types.RenderOptions]) -> types.RenderedChat:
         """Render a conversation to the prompt that ``chat`` would use."""
-        return await self._unary(
-            calls.render_chat(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return await self._unary(calls.render_chat(messages, options))
 
-    async def model(self, **options: Unpack[CallOptions]) -> Model:
+    async def model(self, **options: Unpack[types.CallOptions]) -> types.Model:
         """Describe the served model."""
         return await self._unary(calls.model(options))
 
     async def wait_until_ready(self, timeout: float = 60.0) -> None:  # noqa: ASYNC109  the same name in both faces
         """Wait until the server's health is SERVING, at most ``timeout`` seconds; then raise DeadlineExceeded."""
-        wait = ReadinessWait(self._settings.target, timeout)
-        stub = health_pb2_grpc.HealthStub(self._open_channel())
+        wait = ReadinessWait(self._connection, timeout)
         while True:
             error: grpc.RpcError | None = None
-            watch = stub.Watch(wait.request, timeout=wait.remaining(), wait_for_ready=True)
+            watch = wait.open()
             try:
                 async for response in watch:
                     if wait.serves(response):

@@ -4,147 +4,121 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from tokenwire.client import requests, responses
+from tokenwire.client import requests, responses, types
 from tokenwire.client.errors import TokenwireError
-from tokenwire.client.types import ChatAnswer, Generation, Messages, Model, Prompt, RenderedChat, Token
-from tokenwire.v1 import generation_service_pb2, model_service_pb2, tokenizer_service_pb2
+from tokenwire.v1 import chat_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 T = TypeVar("T")
 
+_SPECIAL_TOKENS = types.SpecialTokenOptions.__optional_keys__
+_CONVERSATION = types.ConversationOptions.__optional_keys__
+
 
 @dataclass(frozen=True, slots=True)
-class UnaryCall(Generic[T]):
+class Call:
+    """A call with a stream of events, or what every call has."""
+
+    method: str
+    request: Any
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryCall(Call, Generic[T]):
     """A call with one reply."""
 
-    method: str
-    request: Any
     parse: Callable[[Any], T]
-    options: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class StreamCall:
-    """A call with a stream of events."""
-
-    method: str
-    request: Any
-    options: Mapping[str, Any]
-
-
-def _generate_request(
-    prompt: Prompt, options: Mapping[str, Any], **special_tokens: bool | None
-) -> generation_service_pb2.GenerateRequest:
-    requests.check_option_names(options)
-    return generation_service_pb2.GenerateRequest(
-        model=options.get("model", ""),
-        prompt=requests.prompt_message(prompt, "prompt", **special_tokens),
-        generation_config=requests.generation_config(options),
-        output=requests.output_options(options),
-    )
+def _generating(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that every generating request has."""
+    return {
+        "model": options.get("model", ""),
+        "generation_config": requests.generation_config(options),
+        "output": requests.output_options(options),
+    }
 
 
-def _chat_request(
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
-    options: Mapping[str, Any],
-    **rendering: bool | None,
-) -> generation_service_pb2.ChatRequest:
-    requests.check_option_names(options)
-    return generation_service_pb2.ChatRequest(
-        model=options.get("model", ""),
-        conversation=requests.conversation(messages, tools, **rendering),
-        generation_config=requests.generation_config(options),
-        output=requests.output_options(options),
-    )
+def _conversation(messages: types.Messages, options: Mapping[str, Any]) -> chat_pb2.Conversation:
+    return requests.conversation(messages, **requests.given(options, _CONVERSATION))
 
 
-def generate(prompt: Prompt, options: Mapping[str, Any], **special_tokens: bool | None) -> UnaryCall[Generation]:
+def _generate_request(prompt: types.Prompt, options: types.PromptOptions) -> generation_service_pb2.GenerateRequest:
+    requests.check_option_names(options, types.PromptOptions.__optional_keys__)
+    message = requests.prompt_message(prompt, "prompt", **requests.given(options, _SPECIAL_TOKENS))
+    return generation_service_pb2.GenerateRequest(prompt=message, **_generating(options))
+
+
+def _chat_request(messages: types.Messages, options: types.ChatOptions) -> generation_service_pb2.ChatRequest:
+    requests.check_option_names(options, types.ChatOptions.__optional_keys__)
+    return generation_service_pb2.ChatRequest(conversation=_conversation(messages, options), **_generating(options))
+
+
+def generate(prompt: types.Prompt, options: types.PromptOptions) -> UnaryCall[types.Generation]:
     """Generate."""
-    return UnaryCall("Generate", _generate_request(prompt, options, **special_tokens), responses.generation, options)
+    return UnaryCall("Generate", _generate_request(prompt, options), options, responses.generation)
 
 
-def stream(prompt: Prompt, options: Mapping[str, Any], **special_tokens: bool | None) -> StreamCall:
+def stream(prompt: types.Prompt, options: types.PromptOptions) -> Call:
     """GenerateStream."""
-    return StreamCall("GenerateStream", _generate_request(prompt, options, **special_tokens), options)
+    return Call("GenerateStream", _generate_request(prompt, options), options)
 
 
 def generate_batch(
-    prompts: Sequence[Prompt], options: Mapping[str, Any], **special_tokens: bool | None
-) -> UnaryCall[list[Generation | TokenwireError]]:
+    prompts: Sequence[types.Prompt], options: types.PromptOptions
+) -> UnaryCall[list[types.Generation | TokenwireError]]:
     """GenerateBatch."""
-    requests.check_option_names(options)
-    request = generation_service_pb2.GenerateBatchRequest(
-        model=options.get("model", ""),
-        prompts=[
-            requests.prompt_message(prompt, f"prompts[{index}]", **special_tokens)
-            for index, prompt in enumerate(prompts)
-        ],
-        generation_config=requests.generation_config(options),
-        output=requests.output_options(options),
-    )
+    requests.check_option_names(options, types.PromptOptions.__optional_keys__)
+    special_tokens = requests.given(options, _SPECIAL_TOKENS)
+    messages = [
+        requests.prompt_message(prompt, f"prompts[{index}]", **special_tokens) for index, prompt in enumerate(prompts)
+    ]
+    request = generation_service_pb2.GenerateBatchRequest(prompts=messages, **_generating(options))
     request_id = options.get("request_id", "")
-    return UnaryCall("GenerateBatch", request, lambda reply: responses.batch(reply, request_id), options)
+    return UnaryCall("GenerateBatch", request, options, lambda reply: responses.batch(reply, request_id))
 
 
-def chat(
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
-    options: Mapping[str, Any],
-    **rendering: bool | None,
-) -> UnaryCall[ChatAnswer]:
+def chat(messages: types.Messages, options: types.ChatOptions) -> UnaryCall[types.ChatAnswer]:
     """Chat."""
-    return UnaryCall("Chat", _chat_request(messages, tools, options, **rendering), responses.chat_answer, options)
+    return UnaryCall("Chat", _chat_request(messages, options), options, responses.chat_answer)
 
 
-def chat_stream(
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
-    options: Mapping[str, Any],
-    **rendering: bool | None,
-) -> StreamCall:
+def chat_stream(messages: types.Messages, options: types.ChatOptions) -> Call:
     """ChatStream."""
-    return StreamCall("ChatStream", _chat_request(messages, tools, options, **rendering), options)
+    return Call("ChatStream", _chat_request(messages, options), options)
 
 
-def tokenize(
-    text: str, options: Mapping[str, Any], *, add_special_tokens: bool | None, parse_special_tokens: bool | None
-) -> UnaryCall[list[Token]]:
+def tokenize(text: str, options: types.TokenizeOptions) -> UnaryCall[list[types.Token]]:
     """Tokenize."""
+    requests.check_option_names(options, types.TokenizeOptions.__optional_keys__)
     request = tokenizer_service_pb2.TokenizeRequest(
-        model=options.get("model", ""),
-        text=text,
-        add_special_tokens=add_special_tokens,
-        parse_special_tokens=parse_special_tokens,
+        model=options.get("model", ""), text=text, **requests.given(options, _SPECIAL_TOKENS)
     )
-    return UnaryCall("Tokenize", request, responses.tokens, options)
+    return UnaryCall("Tokenize", request, options, responses.tokens)
 
 
-def detokenize(
-    token_ids: Sequence[int], options: Mapping[str, Any], *, skip_special_tokens: bool | None
-) -> UnaryCall[str]:
+def detokenize(token_ids: Sequence[int], options: types.DetokenizeOptions) -> UnaryCall[str]:
     """Detokenize."""
+    requests.check_option_names(options, types.DetokenizeOptions.__optional_keys__)
     request = tokenizer_service_pb2.DetokenizeRequest(
         model=options.get("model", ""),
         token_ids=requests.token_ids(token_ids),
-        skip_special_tokens=skip_special_tokens,
+        skip_special_tokens=options.get("skip_special_tokens"),
     )
-    return UnaryCall("Detokenize", request, lambda reply: str(reply.text), options)
+    return UnaryCall("Detokenize", request, options, lambda reply: str(reply.text))
 
 
-def render_chat(
-    messages: Messages,
-    tools: Sequence[Mapping[str, Any]] | None,
-    options: Mapping[str, Any],
-    **rendering: bool | None,
-) -> UnaryCall[RenderedChat]:
+def render_chat(messages: types.Messages, options: types.RenderOptions) -> UnaryCall[types.RenderedChat]:
     """RenderChat."""
+    requests.check_option_names(options, types.RenderOptions.__optional_keys__)
     request = tokenizer_service_pb2.RenderChatRequest(
-        model=options.get("model", ""), conversation=requests.conversation(messages, tools, **rendering)
+        model=options.get("model", ""), conversation=_conversation(messages, options)
     )
-    return UnaryCall("RenderChat", request, responses.rendered_chat, options)
+    return UnaryCall("RenderChat", request, options, responses.rendered_chat)
 
 
-def model(options: Mapping[str, Any]) -> UnaryCall[Model]:
+def model(options: types.CallOptions) -> UnaryCall[types.Model]:
     """GetModel."""
+    requests.check_option_names(options, types.CallOptions.__optional_keys__)
     request = model_service_pb2.GetModelRequest(model=options.get("model", ""))
-    return UnaryCall("GetModel", request, lambda reply: responses.model(reply.model), options)
+    return UnaryCall("GetModel", request, options, lambda reply: responses.model(reply.model))

@@ -5,10 +5,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
+from types import ModuleType
 from typing import Any, TypedDict
 
 import grpc
 
+from tokenwire.client.calls import Call
 from tokenwire.client.errors import REQUEST_ID_KEY
 from tokenwire.v1 import generation_service_pb2_grpc, model_service_pb2_grpc, tokenizer_service_pb2_grpc
 
@@ -18,6 +21,12 @@ _MAX_RECEIVE_BYTES = 64 * 1024 * 1024
 # gRPC's own 20 s to 120 s between attempts would let a client sleep long after its server came up.
 _RECONNECT_MS = {"initial": 100, "min": 100, "max": 2000}
 _LOOPBACK = re.compile(r"(dns:/*|ipv[46]:)?(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
+
+_STUBS = (
+    generation_service_pb2_grpc.GenerationServiceStub,
+    tokenizer_service_pb2_grpc.TokenizerServiceStub,
+    model_service_pb2_grpc.ModelServiceStub,
+)
 
 # Unary only: a stream that has begun cannot be sent again unseen.
 _RETRIED_METHODS = [
@@ -105,17 +114,47 @@ class ConnectionOptions(TypedDict, total=False):
     retries: int
 
 
-class Stubs:
-    """Every method of the service by name, on a channel of either kind."""
+class Connection:
+    """A channel of either kind, opened at the first call, with every method of the service on it."""
 
-    def __init__(self, channel: Any) -> None:
+    def __init__(self, library: ModuleType, target: str, options: ConnectionOptions) -> None:
+        """``library``: grpc or grpc.aio, whose kind of channel it is."""
+        self._library = library
+        self._settings = ChannelSettings(target=target, **options)
+        self._channel: Any = None
         self._methods: dict[str, Any] = {}
-        for stub in (
-            generation_service_pb2_grpc.GenerationServiceStub,
-            tokenizer_service_pb2_grpc.TokenizerServiceStub,
-            model_service_pb2_grpc.ModelServiceStub,
-        ):
-            self._methods.update(vars(stub(channel)))
+        self._opening = Lock()
 
-    def __getitem__(self, method: str) -> Any:
-        return self._methods[method]
+    @property
+    def target(self) -> str:
+        """Address of the server."""
+        return self._settings.target
+
+    @property
+    def opened(self) -> bool:
+        """Whether there is a channel to close."""
+        return self._channel is not None
+
+    @property
+    def channel(self) -> Any:
+        """The channel. One of grpc.aio belongs to the event loop that runs when it is first asked for."""
+        self._open()
+        return self._channel
+
+    def _open(self) -> None:
+        # Threads may share a client, and a second channel would never be closed.
+        with self._opening:
+            if self._channel is not None:
+                return
+            credentials, options = self._settings.credentials(), self._settings.options()
+            if credentials is None:
+                self._channel = self._library.insecure_channel(self.target, options)
+            else:
+                self._channel = self._library.secure_channel(self.target, credentials, options)
+            for stub in _STUBS:
+                self._methods.update(vars(stub(self._channel)))
+
+    def start(self, call: Call) -> Any:
+        """Begin a call; what comes back is gRPC's, to be read or awaited."""
+        self._open()
+        return self._methods[call.method](call.request, **self._settings.call_arguments(call.options))

@@ -1,10 +1,12 @@
 """Waiting until a server serves. No I/O: both faces of the client share it."""
 
 import time
+from typing import Any
 
 import grpc
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tokenwire.client.channel import Connection
 from tokenwire.client.errors import START_ADVICE, DeadlineExceeded, from_rpc_error
 
 RETRY_S = 0.1
@@ -14,10 +16,9 @@ RETRY_S = 0.1
 class ReadinessWait:
     """One wait with a deadline: what the server said so far, and what a failure of the watch means."""
 
-    request = health_pb2.HealthCheckRequest()
-
-    def __init__(self, target: str, timeout: float) -> None:
-        self._target = target
+    def __init__(self, connection: Connection, timeout: float) -> None:
+        self._target = connection.target
+        self._health = health_pb2_grpc.HealthStub(connection.channel)
         self._timeout = timeout
         self._deadline = time.monotonic() + timeout
         self._answered = False
@@ -25,6 +26,10 @@ class ReadinessWait:
     def remaining(self) -> float:
         """Seconds until the deadline, never negative."""
         return max(0.0, self._deadline - time.monotonic())
+
+    def open(self) -> Any:
+        """A watch of the server's health, to be iterated in the way of the connection's channel."""
+        return self._health.Watch(health_pb2.HealthCheckRequest(), timeout=self.remaining(), wait_for_ready=True)
 
     def serves(self, response: health_pb2.HealthCheckResponse) -> bool:
         """Whether the server is ready."""

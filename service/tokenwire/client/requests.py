@@ -6,7 +6,6 @@ from typing import Any
 
 from tokenwire.client.errors import ErrorDetails, FieldViolation, InvalidArgument
 from tokenwire.client.types import (
-    CallOptions,
     ChatMessage,
     GenerationOptions,
     Messages,
@@ -16,9 +15,8 @@ from tokenwire.client.types import (
 )
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 
-_GENERATION = frozenset(GenerationOptions.__annotations__)
-_OUTPUT = frozenset(OutputOptions.__annotations__)
-_CALL = frozenset(CallOptions.__annotations__)
+_GENERATION = GenerationOptions.__optional_keys__
+_OUTPUT = OutputOptions.__optional_keys__
 
 
 def _invalid(field: str, description: str) -> InvalidArgument:
@@ -26,10 +24,15 @@ def _invalid(field: str, description: str) -> InvalidArgument:
     return InvalidArgument(str(violation), ErrorDetails(violations=(violation,)))
 
 
-def check_option_names(options: Mapping[str, Any], allowed: Iterable[str] = _GENERATION | _OUTPUT | _CALL) -> None:
-    """Raise TypeError for an option that no call has, as Python does for a wrong keyword."""
-    if unknown := sorted(set(options) - set(allowed)):
+def check_option_names(options: Mapping[str, Any], allowed: frozenset[str]) -> None:
+    """Raise TypeError for an option that the call does not have, as Python does for a wrong keyword."""
+    if unknown := sorted(options.keys() - allowed):
         raise TypeError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+
+
+def given(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
+    """Those of the options that have one of these names and are set."""
+    return {name: options[name] for name in names & options.keys() if options[name] is not None}
 
 
 def _set(message: Any, name: str, value: Any, path: str) -> None:
@@ -56,34 +59,24 @@ def _set(message: Any, name: str, value: Any, path: str) -> None:
 def generation_config(options: Mapping[str, Any]) -> generation_pb2.GenerationConfig:
     """The GenerationConfig of the options that are set. Raises InvalidArgument for a value of the wrong type."""
     message = generation_pb2.GenerationConfig()
-    for name in _GENERATION & options.keys():
-        if options[name] is not None:
-            _set(message, name, options[name], "generation_config")
+    for name, value in given(options, _GENERATION).items():
+        _set(message, name, value, "generation_config")
     return message
 
 
 def output_options(options: Mapping[str, Any]) -> generation_pb2.OutputOptions:
     """The OutputOptions of the options that are set."""
     message = generation_pb2.OutputOptions()
-    for name in _OUTPUT & options.keys():
-        if options[name] is not None:
-            _set(message, name, options[name], "output")
+    for name, value in given(options, _OUTPUT).items():
+        _set(message, name, value, "output")
     return message
 
 
-def prompt_message(
-    prompt: Prompt,
-    path: str = "prompt",
-    *,
-    add_special_tokens: bool | None = None,
-    parse_special_tokens: bool | None = None,
-) -> generation_service_pb2.Prompt:
+def prompt_message(prompt: Prompt, path: str, **special_tokens: Any) -> generation_service_pb2.Prompt:
     """A Prompt from text or token ids."""
     try:
         if isinstance(prompt, str):
-            return generation_service_pb2.Prompt(
-                text=prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
+            return generation_service_pb2.Prompt(text=prompt, **special_tokens)
         return generation_service_pb2.Prompt(token_ids=prompt)
     except (TypeError, ValueError) as error:
         raise _invalid(path, f"must be Unicode text or token ids ({error})") from None
@@ -169,9 +162,7 @@ def _tool(tool: Mapping[str, Any], path: str) -> chat_pb2.Tool:
 def conversation(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    *,
-    add_generation_prompt: bool | None = None,
-    continue_final_message: bool | None = None,
+    **rendering: bool | None,
 ) -> chat_pb2.Conversation:
     """A Conversation from messages and tools in the form of OpenAI and transformers."""
     if isinstance(messages, str):
@@ -179,8 +170,7 @@ def conversation(
     return chat_pb2.Conversation(
         messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
         tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
-        add_generation_prompt=add_generation_prompt,
-        continue_final_message=continue_final_message,
+        **rendering,
     )
 
 

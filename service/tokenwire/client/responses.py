@@ -3,40 +3,19 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from tokenwire.client import errors
-from tokenwire.client.types import (
-    ChatAnswer,
-    ChatMessage,
-    Delta,
-    Finish,
-    FinishReason,
-    Generation,
-    GenerationOptions,
-    GenerationWarning,
-    Model,
-    ModelLimits,
-    PositionLogprobs,
-    RenderedChat,
-    SpecialToken,
-    Start,
-    Timings,
-    Token,
-    TokenLogprob,
-    ToolCall,
-    Usage,
-)
+from tokenwire.client import errors, types
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 _REASONS = {
-    generation_pb2.FINISH_REASON_EOS: FinishReason.EOS,
-    generation_pb2.FINISH_REASON_LENGTH: FinishReason.LENGTH,
-    generation_pb2.FINISH_REASON_STOP_STRING: FinishReason.STOP_STRING,
-    generation_pb2.FINISH_REASON_STOP_TOKEN: FinishReason.STOP_TOKEN,
+    generation_pb2.FINISH_REASON_EOS: types.FinishReason.EOS,
+    generation_pb2.FINISH_REASON_LENGTH: types.FinishReason.LENGTH,
+    generation_pb2.FINISH_REASON_STOP_STRING: types.FinishReason.STOP_STRING,
+    generation_pb2.FINISH_REASON_STOP_TOKEN: types.FinishReason.STOP_TOKEN,
 }
 _FORWARD_PATHS = {model_service_pb2.FORWARD_PATH_PAGED: "paged", model_service_pb2.FORWARD_PATH_PADDED: "padded"}
 
 
-def generation_options(message: generation_pb2.GenerationConfig) -> GenerationOptions:
+def generation_options(message: generation_pb2.GenerationConfig) -> types.GenerationOptions:
     """The fields that are set."""
     options: dict[str, Any] = {}
     for field, value in message.ListFields():
@@ -51,24 +30,24 @@ def generation_options(message: generation_pb2.GenerationConfig) -> GenerationOp
                 options[field.name] = dict(value)
             case _:
                 options[field.name] = value
-    return cast(GenerationOptions, options)
+    return cast(types.GenerationOptions, options)
 
 
-def _warnings(messages: Iterable[generation_pb2.Warning]) -> tuple[GenerationWarning, ...]:
-    return tuple(GenerationWarning(each.code, each.message) for each in messages)
+def _warnings(messages: Iterable[generation_pb2.Warning]) -> tuple[types.GenerationWarning, ...]:
+    return tuple(types.GenerationWarning(each.code, each.message) for each in messages)
 
 
-def _logprob(message: generation_pb2.TokenLogprob) -> TokenLogprob:
-    return TokenLogprob(message.token_id, message.text, message.logprob)
+def _logprob(message: generation_pb2.TokenLogprob) -> types.TokenLogprob:
+    return types.TokenLogprob(message.token_id, message.text, message.logprob)
 
 
-def _logprobs(messages: Iterable[generation_pb2.PositionLogprobs]) -> tuple[PositionLogprobs, ...]:
-    return tuple(PositionLogprobs(_logprob(each.chosen), tuple(map(_logprob, each.top))) for each in messages)
+def _logprobs(messages: Iterable[generation_pb2.PositionLogprobs]) -> tuple[types.PositionLogprobs, ...]:
+    return tuple(types.PositionLogprobs(_logprob(each.chosen), tuple(map(_logprob, each.top))) for each in messages)
 
 
-def start(message: generation_pb2.GenerationStart) -> Start:
+def start(message: generation_pb2.GenerationStart) -> types.Start:
     """A Start."""
-    return Start(
+    return types.Start(
         message.request_id,
         message.model,
         generation_options(message.generation_config),
@@ -77,9 +56,9 @@ def start(message: generation_pb2.GenerationStart) -> Start:
     )
 
 
-def delta(message: generation_pb2.GenerationDelta) -> Delta:
+def delta(message: generation_pb2.GenerationDelta) -> types.Delta:
     """A Delta."""
-    return Delta(
+    return types.Delta(
         message.text,
         tuple(message.token_ids),
         _logprobs(message.logprobs),
@@ -88,20 +67,20 @@ def delta(message: generation_pb2.GenerationDelta) -> Delta:
     )
 
 
-def finish(message: generation_pb2.GenerationFinish) -> Finish:
+def finish(message: generation_pb2.GenerationFinish) -> types.Finish:
     """A Finish."""
-    return Finish(
-        _REASONS.get(message.reason, FinishReason.UNSPECIFIED),
+    return types.Finish(
+        _REASONS.get(message.reason, types.FinishReason.UNSPECIFIED),
         message.stop_string if message.HasField("stop_string") else None,
         message.stop_token_id if message.HasField("stop_token_id") else None,
-        Usage(message.usage.prompt_token_count, message.usage.completion_token_count),
-        Timings(message.timings.queue_ms, message.timings.prefill_ms, message.timings.decode_ms),
+        types.Usage(message.usage.prompt_token_count, message.usage.completion_token_count),
+        types.Timings(message.timings.queue_ms, message.timings.prefill_ms, message.timings.decode_ms),
         _warnings(message.warnings),
         message.sequence_index,
     )
 
 
-Event = Start | Delta | Finish
+Event = types.Start | types.Delta | types.Finish
 
 
 def event(
@@ -119,41 +98,41 @@ def event(
             return None
 
 
-def _generation(begin: Start, message: generation_pb2.GeneratedSequence) -> Generation:
-    return Generation(
+def _generation(begin: types.Start, message: generation_pb2.GeneratedSequence) -> types.Generation:
+    return types.Generation(
         message.text, tuple(message.token_ids), _logprobs(message.logprobs), begin, finish(message.finish)
     )
 
 
-def generation(message: generation_service_pb2.GenerateResponse) -> Generation:
+def generation(message: generation_service_pb2.GenerateResponse) -> types.Generation:
     """The first sequence, which is the only one while requests cannot ask for more."""
     return _generation(start(message.start), message.sequences[0])
 
 
-def chat_message(message: chat_pb2.ChatMessage) -> ChatMessage:
+def chat_message(message: chat_pb2.ChatMessage) -> types.ChatMessage:
     """A ChatMessage; its parts joined."""
-    return ChatMessage(
+    return types.ChatMessage(
         message.role,
         "".join(part.text for part in message.content),
         message.name,
-        tuple(ToolCall(call.name, call.arguments_json, call.id) for call in message.tool_calls),
+        tuple(types.ToolCall(call.name, call.arguments_json, call.id) for call in message.tool_calls),
         message.tool_call_id,
         message.reasoning_content,
     )
 
 
-def chat_answer(message: generation_service_pb2.ChatResponse) -> ChatAnswer:
+def chat_answer(message: generation_service_pb2.ChatResponse) -> types.ChatAnswer:
     """The first choice, which is the only one while requests cannot ask for more."""
     choice = message.choices[0]
     whole = _generation(start(message.start), choice.sequence)
-    return ChatAnswer(
+    return types.ChatAnswer(
         whole.text, whole.token_ids, whole.logprobs, whole.start, whole.finish, chat_message(choice.message)
     )
 
 
 def batch(
     message: generation_service_pb2.GenerateBatchResponse, request_id: str
-) -> list[Generation | errors.TokenwireError]:
+) -> list[types.Generation | errors.TokenwireError]:
     """One outcome per prompt."""
     return [
         generation(item.response)
@@ -163,20 +142,20 @@ def batch(
     ]
 
 
-def tokens(message: tokenizer_service_pb2.TokenizeResponse) -> list[Token]:
+def tokens(message: tokenizer_service_pb2.TokenizeResponse) -> list[types.Token]:
     """The tokens of a text."""
-    return [Token(each.id, each.piece, (each.range.start, each.range.end)) for each in message.tokens]
+    return [types.Token(each.id, each.piece, (each.range.start, each.range.end)) for each in message.tokens]
 
 
-def rendered_chat(message: tokenizer_service_pb2.RenderChatResponse) -> RenderedChat:
+def rendered_chat(message: tokenizer_service_pb2.RenderChatResponse) -> types.RenderedChat:
     """The prompt of a conversation."""
-    return RenderedChat(message.text, tuple(message.token_ids.ids))
+    return types.RenderedChat(message.text, tuple(message.token_ids.ids))
 
 
-def model(message: model_service_pb2.Model) -> Model:
+def model(message: model_service_pb2.Model) -> types.Model:
     """A Model."""
     limits = {field.name: getattr(message.limits, field.name) for field in message.limits.DESCRIPTOR.fields}
-    return Model(
+    return types.Model(
         id=message.id,
         revision=message.revision,
         architecture=message.architecture,
@@ -188,9 +167,9 @@ def model(message: model_service_pb2.Model) -> Model:
         parameter_count=message.parameter_count,
         context_length=message.context_length,
         vocab_size=message.vocab_size,
-        special_tokens=tuple(SpecialToken(each.name, each.text, each.id) for each in message.special_tokens),
+        special_tokens=tuple(types.SpecialToken(each.name, each.text, each.id) for each in message.special_tokens),
         has_chat_template=message.has_chat_template,
         default_generation_config=generation_options(message.default_generation_config),
-        limits=ModelLimits(**{name: limits[name] for name in ModelLimits.__dataclass_fields__}),
+        limits=types.ModelLimits(**{name: limits[name] for name in types.ModelLimits.__dataclass_fields__}),
         unapplied_defaults=tuple(message.unapplied_defaults),
     )

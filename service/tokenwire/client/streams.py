@@ -1,12 +1,13 @@
 """What a stream has shown so far. No I/O: the streams of both faces of the client share it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 
 from tokenwire.client import responses
+from tokenwire.client.calls import Call
+from tokenwire.client.channel import Connection
 from tokenwire.client.errors import Cancelled, InternalError, TokenwireError, from_rpc_error
 from tokenwire.client.types import Delta, Finish, Generation, PositionLogprobs, Start
 
@@ -39,9 +40,9 @@ class StreamRecord:
 class StreamBase:
     """The part of a stream that needs no I/O."""
 
-    def __init__(self, target: str, open_call: Callable[[], Any]) -> None:
-        self._target = target
-        self._open = open_call
+    def __init__(self, connection: Connection, call: Call) -> None:
+        self._connection = connection
+        self._request = call
         self._call: Any = None
         self._record = StreamRecord()
         self._cancelled = False
@@ -76,12 +77,21 @@ class StreamBase:
         if self._call is not None:
             self._call.cancel()
 
+    def _open(self) -> None:
+        self._call = self._connection.start(self._request)
+        if self._cancelled:
+            # By a signal handler, another thread or another task, before there was a call.
+            self._call.cancel()
+
     def _opened(self) -> Any:
         if self._call is None:
             raise RuntimeError("the stream has not started: use it in a `with` or `async with` statement")
         return self._call
 
-    def _check_start(self) -> None:
+    def _begin(self, message: Any) -> None:
+        """Take the first message, or None where the stream ended without one."""
+        if message is not None:
+            self._record.take(message)
         if self._record.start is None:
             raise InternalError("the stream did not begin with a start event")
 
@@ -96,4 +106,4 @@ class StreamBase:
     def _error(self, error: grpc.RpcError) -> TokenwireError:
         if self._cancelled:
             return Cancelled("the answer was stopped")
-        return from_rpc_error(error, target=self._target, answered=self._record.start is not None)
+        return from_rpc_error(error, target=self._connection.target, answered=self._record.start is not None)

@@ -1,31 +1,18 @@
 """The blocking face of the client: the same calls as `async_client`, over gRPC's blocking channel."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 
-from tokenwire.client import calls
-from tokenwire.client.calls import StreamCall, UnaryCall
-from tokenwire.client.channel import DEFAULT_TARGET, ChannelSettings, ConnectionOptions, Stubs
+from tokenwire.client import calls, types
+from tokenwire.client.calls import UnaryCall
+from tokenwire.client.channel import DEFAULT_TARGET, Connection, ConnectionOptions
 from tokenwire.client.errors import TokenwireError, from_rpc_error
 from tokenwire.client.health import RETRY_S, ReadinessWait
 from tokenwire.client.streams import StreamBase
-from tokenwire.client.types import (
-    CallOptions,
-    ChatAnswer,
-    Delta,
-    Generation,
-    Messages,
-    Model,
-    Prompt,
-    RenderedChat,
-    RequestOptions,
-    Token,
-)
 
 T = TypeVar("T")
 
@@ -38,15 +25,9 @@ class Stream(StreamBase):
     """
 
     def __enter__(self) -> Self:
-        self._call = self._open()
-        if self._cancelled:
-            # By a signal handler or another thread, before there was a call.
-            self._call.cancel()
+        self._open()
         try:
-            message = self._read()
-            if message is not None:
-                self._record.take(message)
-            self._check_start()
+            self._begin(self._read())
         except BaseException:
             # Whoever is interrupted here never leaves the context.
             self._call.cancel()
@@ -61,7 +42,7 @@ class Stream(StreamBase):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> Delta:
+    def __next__(self) -> types.Delta:
         while (message := self._read()) is not None:
             if (delta := self._record.take(message)) is not None:
                 return delta
@@ -78,7 +59,7 @@ class Stream(StreamBase):
         """Read to the end; return the whole text."""
         return self.result().text
 
-    def result(self) -> Generation:
+    def result(self) -> types.Generation:
         """Read to the end; return the whole answer."""
         for _ in self:
             pass
@@ -95,9 +76,7 @@ class Client:
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **settings: Unpack[ConnectionOptions]) -> None:
-        self._settings = ChannelSettings(target=target, **settings)
-        self._channel: grpc.Channel | None = None
-        self._stubs: Stubs | None = None
+        self._connection = Connection(grpc, target, settings)
 
     def __enter__(self) -> Self:
         return self
@@ -109,173 +88,60 @@ class Client:
 
     def close(self) -> None:
         """Close the connection; running calls are cancelled. Idempotent."""
-        if self._channel is not None:
-            self._channel.close()
-
-    def _open_channel(self) -> grpc.Channel:
-        if self._channel is None:
-            credentials, options = self._settings.credentials(), self._settings.options()
-            if credentials is None:
-                self._channel = grpc.insecure_channel(self._settings.target, options)
-            else:
-                self._channel = grpc.secure_channel(self._settings.target, credentials, options)
-        return self._channel
-
-    def _method(self, name: str) -> Any:
-        if self._stubs is None:
-            self._stubs = Stubs(self._open_channel())
-        return self._stubs[name]
+        if self._connection.opened:
+            self._connection.channel.close()
 
     def _unary(self, call: UnaryCall[T]) -> T:
         try:
-            reply = self._method(call.method)(call.request, **self._settings.call_arguments(call.options))
+            reply = self._connection.start(call)
         except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self._settings.target) from None
+            raise from_rpc_error(error, target=self._connection.target) from None
         return call.parse(reply)
 
-    def _stream(self, call: StreamCall) -> Stream:
-        return Stream(
-            self._settings.target,
-            lambda: self._method(call.method)(call.request, **self._settings.call_arguments(call.options)),
-        )
+    def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> types.Generation:
+        """Continue a prompt: text, or token ids. Options have transformers' names; see PromptOptions."""
+        return self._unary(calls.generate(prompt, options))
 
-    def generate(
-        self,
-        prompt: Prompt,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Generation:
-        """Continue a prompt: text, or token ids. Options have transformers' names; see RequestOptions."""
-        return self._unary(
-            calls.generate(
-                prompt, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
-
-    def stream(
-        self,
-        prompt: Prompt,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Stream:
+    def stream(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> Stream:
         """Continue a prompt piece by piece."""
-        return self._stream(
-            calls.stream(
-                prompt, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return Stream(self._connection, calls.stream(prompt, options))
 
     def generate_batch(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> list[Generation | TokenwireError]:
+        self, prompts: Sequence[types.Prompt], **options: Unpack[types.PromptOptions]
+    ) -> list[types.Generation | TokenwireError]:
         """Continue many prompts. One outcome per prompt, in order: the answer, or the error it failed with."""
-        return self._unary(
-            calls.generate_batch(
-                prompts, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return self._unary(calls.generate_batch(prompts, options))
 
-    def chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> ChatAnswer:
+    def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> types.ChatAnswer:
         """Answer a conversation: messages as dicts or ChatMessage, or one string of the user."""
-        return self._unary(
-            calls.chat(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return self._unary(calls.chat(messages, options))
 
-    def chat_stream(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[RequestOptions],
-    ) -> Stream:
+    def chat_stream(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> Stream:
         """Answer a conversation piece by piece."""
-        return self._stream(
-            calls.chat_stream(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return Stream(self._connection, calls.chat_stream(messages, options))
 
-    def tokenize(
-        self,
-        text: str,
-        *,
-        add_special_tokens: bool | None = None,
-        parse_special_tokens: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> list[Token]:
+    def tokenize(self, text: str, **options: Unpack[types.TokenizeOptions]) -> list[types.Token]:
         """Split a text into tokens."""
-        return self._unary(
-            calls.tokenize(
-                text, options, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
-            )
-        )
+        return self._unary(calls.tokenize(text, options))
 
-    def detokenize(
-        self, token_ids: Sequence[int], *, skip_special_tokens: bool | None = None, **options: Unpack[CallOptions]
-    ) -> str:
+    def detokenize(self, token_ids: Sequence[int], **options: Unpack[types.DetokenizeOptions]) -> str:
         """Join token ids to a text."""
-        return self._unary(calls.detokenize(token_ids, options, skip_special_tokens=skip_special_tokens))
+        return self._unary(calls.detokenize(token_ids, options))
 
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool | None = None,
-        continue_final_message: bool | None = None,
-        **options: Unpack[CallOptions],
-    ) -> RenderedChat:
+    def render_chat(self, messages: types.Messages, **options: Unpack[types.RenderOptions]) -> types.RenderedChat:
         """Render a conversation to the prompt that ``chat`` would use."""
-        return self._unary(
-            calls.render_chat(
-                messages,
-                tools,
-                options,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-            )
-        )
+        return self._unary(calls.render_chat(messages, options))
 
-    def model(self, **options: Unpack[CallOptions]) -> Model:
+    def model(self, **options: Unpack[types.CallOptions]) -> types.Model:
         """Describe the served model."""
         return self._unary(calls.model(options))
 
     def wait_until_ready(self, timeout: float = 60.0) -> None:
         """Wait until the server's health is SERVING, at most ``timeout`` seconds; then raise DeadlineExceeded."""
-        wait = ReadinessWait(self._settings.target, timeout)
-        stub = health_pb2_grpc.HealthStub(self._open_channel())
+        wait = ReadinessWait(self._connection, timeout)
         while True:
             error: grpc.RpcError | None = None
-            watch = stub.Watch(wait.request, timeout=wait.remaining(), wait_for_ready=True)
+            watch = wait.open()
             try:
                 for response in watch:
                     if wait.serves(response):

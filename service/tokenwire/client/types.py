@@ -88,8 +88,51 @@ class CallOptions(TypedDict, total=False):
     """Further metadata of the call; keys in lower case."""
 
 
+class SpecialTokenOptions(TypedDict, total=False):
+    """How the tokenizer treats special tokens. Prompts of token ids are left as they are."""
+
+    add_special_tokens: bool | None
+    """Let the tokenizer add its own, BOS and the like. Default: true."""
+    parse_special_tokens: bool | None
+    """Read those written in the text as such; turn off for text from strangers. Default: true."""
+
+
+class ConversationOptions(TypedDict, total=False):
+    """How the model's chat template renders a conversation."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    """Tools offered to the model, in the form of OpenAI and transformers. Default: none."""
+    add_generation_prompt: bool | None
+    """Append the marker that opens the assistant's turn. Default: true, or false with continue_final_message."""
+    continue_final_message: bool | None
+    """Leave the last message open, so that the answer continues it. Default: false."""
+
+
 class RequestOptions(GenerationOptions, OutputOptions, CallOptions, total=False):
-    """Every option of a generating call."""
+    """Options that every generating call has."""
+
+
+class PromptOptions(RequestOptions, SpecialTokenOptions, total=False):
+    """Options of the calls that continue a prompt."""
+
+
+class ChatOptions(RequestOptions, ConversationOptions, total=False):
+    """Options of the calls that answer a conversation."""
+
+
+class TokenizeOptions(CallOptions, SpecialTokenOptions, total=False):
+    """Options of ``tokenize``."""
+
+
+class DetokenizeOptions(CallOptions, total=False):
+    """Options of ``detokenize``."""
+
+    skip_special_tokens: bool | None
+    """Leave special tokens out of the text. Default: true."""
+
+
+class RenderOptions(CallOptions, ConversationOptions, total=False):
+    """Options of ``render_chat``."""
 
 
 @dataclass(frozen=True, slots=True)
