@@ -21,8 +21,16 @@ def generate_stubs() -> None:
     out.mkdir(exist_ok=True)
     protos = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
     subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", f"--proto_path={PROTO}", f"--python_out={PACKAGE}",
-         f"--pyi_out={PACKAGE}", f"--grpc_python_out={PACKAGE}", *protos],
+        [
+            sys.executable,
+            "-m",
+            "grpc_tools.protoc",
+            f"--proto_path={PROTO}",
+            f"--python_out={PACKAGE}",
+            f"--pyi_out={PACKAGE}",
+            f"--grpc_python_out={PACKAGE}",
+            *protos,
+        ],
         check=True,
     )
     (out / "__init__.py").write_text('"""Generated from proto/tokenwire/v1; do not edit."""\n')

@@ -10,6 +10,24 @@ from typing import Literal, Self, final
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = [
+    "ChatTemplate",
+    "Detokenizer",
+    "Emission",
+    "Generation",
+    "InvalidParametersError",
+    "Padded",
+    "RenderedChat",
+    "Sampler",
+    "SamplingParams",
+    "StoppingParams",
+    "TemplateError",
+    "Tokenizer",
+    "TokenizerError",
+    "__version__",
+    "pad",
+]
+
 __version__: str
 
 class InvalidParametersError(ValueError):
@@ -56,7 +74,11 @@ class Tokenizer:
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
     ) -> NDArray[np.int64]:
-        """Token ids ``[T]``. With ``parse_special_tokens=False`` no special token comes out of the text."""
+        """Token ids ``[T]``, equal to transformers' fast tokenizers. Raises TokenizerError.
+
+        With ``parse_special_tokens=False`` no special token comes out of the text, except where the model stands in its
+        unknown token for text that it cannot spell.
+        """
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, parse_special_tokens: bool = True
@@ -69,10 +91,25 @@ class Tokenizer:
         """Ids ``[T]``, pieces as stored, and UTF-8 byte ranges ``[T, 2]`` in ``text`` (empty for added tokens)."""
 
     def encode_rendered(self, rendered: RenderedChat) -> NDArray[np.int64]:
-        """Token ids ``[T]`` of a rendered chat: control tokens from the template only, no special tokens added."""
+        """Token ids ``[T]`` of a rendered chat: control tokens from the template only, no special tokens added.
+
+        Equal to encoding ``rendered.text`` where the caller's text holds no special token. Added tokens that are not
+        special (``<think>`` in Qwen) are read everywhere, as transformers does.
+        """
 
     def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; equal to transformers' ``decode`` without clean-up. Raises TokenizerError for unknown ids."""
+
+@final
+class Detokenizer:
+    """Text of one sequence, token by token, as Generation streams it. All text joined equals ``Tokenizer.decode``."""
+
+    def __new__(cls, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Self: ...
+    def push(self, token_id: int) -> str:
+        """The text that became certain; may be empty. Ids outside the vocabulary give none."""
+
+    def finish(self) -> str:
+        """What is held back. Nothing may be pushed afterwards."""
 
 @final
 class RenderedChat:
@@ -86,7 +123,7 @@ class RenderedChat:
 class ChatTemplate:
     """A chat template, sandboxed, with limits on fuel and output. Frozen, shared between threads."""
 
-    def __init__(self, source: str, *, tokenizer: Tokenizer, special_tokens: dict[str, str]) -> None:
+    def __new__(cls, source: str, *, tokenizer: Tokenizer, special_tokens: dict[str, str]) -> Self:
         """Compile ``source``; ``special_tokens`` are its variables, such as ``bos_token``. Raises TemplateError."""
 
     def render(

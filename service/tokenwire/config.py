@@ -1,13 +1,16 @@
-"""Frozen settings of the service: the only place where a setting, its default and its meaning are written.
+"""Frozen settings of the service: the only place where a setting, its range, its default and its meaning are written.
 
-`cli.py` fills these from flags, environment (``TOKENWIRE_<NAME>``) and a TOML file, in that order of precedence;
-`docs/configuration.md` is generated from them.
+`tokenwire.cli` fills these from flags, environment (``TOKENWIRE_<NAME>``) and a TOML file, in that order of precedence;
+`docs/configuration.md` is generated from them. Ranges are checked where values are read from an operator, so code that
+builds a config directly answers for its own values.
 """
 
+import re
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
+from cyclopts.validators import Number
 
 Quantization = Literal["none", "nf4", "fp4", "int8"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -18,19 +21,59 @@ _SERVER = Group("Server", sort_key=3)
 _LIMITS = Group("Limits", sort_key=4)
 _LOG = Group("Logging", sort_key=5)
 
+_POSITIVE = Number(gte=1, lte=2**31 - 1)
+_COUNT = Number(gte=0, lte=2**31 - 1)
+_FRACTION = Number(gt=0, lte=1)
+_SECONDS = Number(gte=0, lte=86_400)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
+_UNITS = {"b": 1} | {
+    f"{prefix}{binary}b": (1024 if binary else 1000) ** power
+    for power, prefix in enumerate("kmgt", start=1)
+    for binary in ("i", "")
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as ``512MiB``, ``1.5 GiB``, ``2GB`` or ``1048576``; case does not matter.
+
+    KiB, MiB, GiB and TiB are powers of 1024; kB, MB, GB and TB are powers of 1000. Raises ValueError for anything else
+    and for less than one byte.
+    """
+    match = _SIZE.fullmatch(text.strip())
+    size = int(float(match[1]) * _UNITS[(match[2] or "b").lower()]) if match else 0
+    if size < 1:
+        raise ValueError("Must be a positive size such as 512MiB or 2GiB.")
+    return size
+
+
+def _is_size(_type: Any, value: str | None) -> None:
+    if value is not None:
+        parse_size(value)
+
+
+def _is_not_empty(_type: Any, value: str | None) -> None:
+    if value is not None and not value.strip():
+        raise ValueError("Must not be empty.")
+
+
+def _is_device(_type: Any, value: str) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        raise ValueError("Must be auto, cpu, cuda or cuda:N.")
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Which model, and how it is loaded."""
 
-    model: Annotated[str, Parameter(group=_MODEL)]
+    model: Annotated[str, Parameter(group=_MODEL, validator=_is_not_empty)]
     """Folder with a checkpoint, a GGUF file, or a hub id."""
-    model_id: Annotated[str | None, Parameter(group=_MODEL)] = None
+    model_id: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
     """Name that requests use. Default: the last part of the model path."""
-    revision: Annotated[str | None, Parameter(group=_MODEL)] = None
+    revision: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
     """Branch, tag or commit of a hub id."""
-    device: Annotated[str, Parameter(group=_MODEL)] = "auto"
+    device: Annotated[str, Parameter(group=_MODEL, validator=_is_device)] = "auto"
     """Device: auto (CUDA where there is one, else the CPU), cpu, cuda, cuda:1."""
     device_map: Annotated[str | None, Parameter(group=_MODEL)] = None
     """Spread over devices as accelerate does: auto, balanced, sequential, or a JSON object of module to device."""
@@ -42,7 +85,7 @@ class ModelConfig:
     """Quantize the quantization constants of nf4 and fp4 as well."""
     compute_dtype: Annotated[DType, Parameter(group=_MODEL)] = "auto"
     """Type of the arithmetic on 4-bit weights. auto: the dtype."""
-    skip_modules: Annotated[tuple[str, ...], Parameter(group=_MODEL)] = ()
+    skip_modules: Annotated[tuple[str, ...], Parameter(group=_MODEL, negative=(), show_default=False)] = ()
     """Names of modules left unquantized. Default: those that transformers leaves out (the output head)."""
 
 
@@ -51,22 +94,27 @@ class ModelConfig:
 class EngineConfig:
     """How requests share the model."""
 
-    max_running: Annotated[int, Parameter(group=_ENGINE)] = 64
+    max_running: Annotated[int, Parameter(group=_ENGINE, validator=_POSITIVE)] = 64
     """Rows generated at the same time; more requests wait."""
-    max_step_tokens: Annotated[int, Parameter(group=_ENGINE)] = 512
+    max_step_tokens: Annotated[int, Parameter(group=_ENGINE, validator=_POSITIVE)] = 512
     """Tokens of one forward pass: decode rows first, the rest is filled with prefill chunks."""
-    block_size: Annotated[int, Parameter(group=_ENGINE)] = 16
+    block_size: Annotated[int, Parameter(group=_ENGINE, validator=_POSITIVE)] = 16
     """Tokens per block of the KV cache."""
-    kv_cache_memory: Annotated[str | None, Parameter(group=_ENGINE)] = None
+    kv_cache_memory: Annotated[str | None, Parameter(group=_ENGINE, validator=_is_size)] = None
     """Memory of the KV cache, for example 512MiB or 2GiB. Default: kv_cache_fraction of what is free."""
-    kv_cache_fraction: Annotated[float, Parameter(group=_ENGINE)] = 0.3
+    kv_cache_fraction: Annotated[float, Parameter(group=_ENGINE, validator=_FRACTION)] = 0.3
     """Fraction of the memory free after loading that the KV cache takes."""
-    max_context: Annotated[int | None, Parameter(group=_ENGINE)] = None
+    max_context: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """Most tokens of prompt and answer together. Default: what the model was trained for."""
-    threads: Annotated[int | None, Parameter(group=_ENGINE)] = None
+    threads: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """CPU threads of the forward pass. Default: the cores this process may use."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
+
+    @property
+    def kv_cache_bytes(self) -> int | None:
+        """``kv_cache_memory`` in bytes, or None where it is unset. Raises ValueError for what is no size."""
+        return None if self.kv_cache_memory is None else parse_size(self.kv_cache_memory)
 
 
 @Parameter(name="*")
@@ -74,15 +122,15 @@ class EngineConfig:
 class ServerConfig:
     """Where the service listens and how it stops."""
 
-    host: Annotated[str, Parameter(group=_SERVER)] = "127.0.0.1"
+    host: Annotated[str, Parameter(group=_SERVER, validator=_is_not_empty)] = "127.0.0.1"
     """Address to listen on."""
-    port: Annotated[int, Parameter(group=_SERVER)] = 50051
+    port: Annotated[int, Parameter(group=_SERVER, validator=Number(gte=0, lte=65535))] = 50051
     """Port to listen on; 0 lets the system choose."""
     reflection: Annotated[bool, Parameter(group=_SERVER)] = True
     """Answer gRPC server reflection, for grpcurl and the like."""
-    drain_grace: Annotated[float, Parameter(group=_SERVER)] = 30.0
+    drain_grace: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 30.0
     """Seconds that running requests get to finish after SIGTERM."""
-    slow_reader_timeout: Annotated[float, Parameter(group=_SERVER)] = 30.0
+    slow_reader_timeout: Annotated[float, Parameter(group=_SERVER, validator=Number(gt=0, lte=86_400))] = 30.0
     """Seconds after which a stream whose client stopped reading is cut off."""
 
 
@@ -91,25 +139,25 @@ class ServerConfig:
 class LimitsConfig:
     """Bounds of requests, checked before any work and reported by GetModel."""
 
-    max_queued: Annotated[int, Parameter(group=_LIMITS)] = 256
+    max_queued: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 256
     """Requests that may wait."""
-    max_batch_size: Annotated[int, Parameter(group=_LIMITS)] = 256
+    max_batch_size: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 256
     """Prompts in one GenerateBatch."""
-    max_stop_strings: Annotated[int, Parameter(group=_LIMITS)] = 64
+    max_stop_strings: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 64
     """Strings in stop_strings."""
-    max_stop_string_bytes: Annotated[int, Parameter(group=_LIMITS)] = 256
+    max_stop_string_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 256
     """UTF-8 bytes of one stop string."""
-    max_token_ids: Annotated[int, Parameter(group=_LIMITS)] = 4096
+    max_token_ids: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Ids in stop_token_ids, eos_token_id or suppress_tokens."""
-    max_logit_bias: Annotated[int, Parameter(group=_LIMITS)] = 4096
+    max_logit_bias: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Entries of logit_bias."""
-    max_logprobs: Annotated[int, Parameter(group=_LIMITS)] = 20
+    max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 20
     """Most likely tokens whose log probabilities may be asked for."""
-    max_messages: Annotated[int, Parameter(group=_LIMITS)] = 1024
+    max_messages: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1024
     """Messages in one conversation."""
-    max_tools: Annotated[int, Parameter(group=_LIMITS)] = 128
+    max_tools: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128
     """Tools in one conversation."""
-    max_message_bytes: Annotated[int, Parameter(group=_LIMITS)] = 4 * 1024 * 1024
+    max_message_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 4 * 1024 * 1024
     """Bytes of one request message."""
 
 
@@ -133,3 +181,22 @@ class ServiceConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    def problems(self) -> list[str]:
+        """Every combination of settings that cannot be meant, one sentence each; empty where all is well."""
+        model, engine, problems = self.model, self.engine, []
+        if model.quantize not in ("nf4", "fp4"):
+            if model.double_quant:
+                problems.append(f"double_quant needs quantize nf4 or fp4, got {model.quantize}")
+            if model.compute_dtype != "auto":
+                problems.append(f"compute_dtype needs quantize nf4 or fp4, got {model.quantize}")
+        if model.skip_modules and model.quantize == "none":
+            problems.append("skip_modules needs quantize nf4, fp4 or int8, got none")
+        if model.device_map is not None and model.device != "auto":
+            problems.append(f"device {model.device} and device_map {model.device_map} exclude each other")
+        if engine.max_step_tokens < engine.max_running:
+            # Decode rows come first in every step: with fewer tokens than rows, no prefill would ever find room.
+            problems.append(
+                f"max_step_tokens {engine.max_step_tokens} must be at least max_running {engine.max_running}"
+            )
+        return problems

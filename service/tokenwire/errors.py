@@ -6,8 +6,10 @@ TokenwireError
 ├── RequestError              one request is refused or fails; the service goes on
 │   ├── InvalidRequestError   violations of field rules, all of them
 │   ├── UnknownModelError     a model id that is not served
+│   ├── UnknownServiceError   a service whose health is asked for and that is not here
 │   ├── UnsupportedError      something this model cannot do, for example chat without a template
 │   ├── QueueFullError        no room to wait; try again later
+│   ├── SlowReaderError       the client stopped reading its stream
 │   ├── RowFailedError        the model gave this row no usable logits
 │   └── RequestAbortedError   cancelled by its caller
 └── EngineUnavailableError    loading, draining, or the engine died; try again later
@@ -63,6 +65,14 @@ class UnknownModelError(RequestError):
         self.served = served
 
 
+class UnknownServiceError(RequestError):
+    """The health of a service that is not here."""
+
+    def __init__(self, service: str) -> None:
+        super().__init__(f"service {service!r} is not served here")
+        self.service = service
+
+
 class UnsupportedError(RequestError):
     """The served model cannot do what is asked. ``reason`` is a stable UPPER_SNAKE_CASE identifier."""
 
@@ -78,6 +88,14 @@ class QueueFullError(RequestError):
         super().__init__(f"{limit} requests are waiting already; try again in {retry_after_s:g} s")
         self.limit = limit
         self.retry_after_s = retry_after_s
+
+
+class SlowReaderError(RequestError):
+    """The client stopped reading its stream for too long."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the stream was not read for {timeout_s:g} s and was cut off")
+        self.timeout_s = timeout_s
 
 
 class RowFailedError(RequestError):

@@ -20,3 +20,9 @@ def pair(request: pytest.FixtureRequest) -> Pair:
 def chat_pair() -> Pair:
     """The byte-level tokenizer with ChatML control tokens."""
     return make_pair("byte-level")
+
+
+@pytest.fixture(scope="session")
+def chat_pairs() -> dict[str, Pair]:
+    """Every kind of tokenizer, with the ChatML control tokens."""
+    return {name: make_pair(name) for name in KINDS}

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizer_kinds import Pair
-from tokenwire import _native
 from transformers import PreTrainedTokenizerFast
+
+from tokenwire import _native
 
 Side = Literal["left", "right"]
 SIDES: list[Side] = ["left", "right"]

@@ -3,15 +3,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from tokenizer_kinds import CHAT_TOKENS, CORPUS, Pair
 from tokenizers import Tokenizer, decoders, models
+
 from tokenwire import _native
 
 FRAGMENTS = [
-    *CHAT_TOKENS, "<s>", "</s>", "[CLS]", "[UNK]", "<unk>", "<mask>", "word", "Fuchs", "<think>", "</think>", "<|im_", "end|>",
-    " ", "  ", "\n", "▁", "hello", "it's", "日本", "é", "e\u0301", "😀", "\U0010ffff", "\u00a0", "1234", ".", "<0x41>", "\x00",
+    *CHAT_TOKENS, "<s>", "</s>", "[CLS]", "[UNK]", "<unk>", "<mask>", "word", "Fuchs", "<think>", "</think>",
+    "<|im_", "end|>", " ", "  ", "\n", "▁", "hello", "it's", "日本", "é", "e\u0301", "😀", "\U0010ffff",
+    "\u00a0", "1234", ".", "<0x41>", "\x00",
 ]  # fmt: skip
 texts = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=6)), max_size=8).map("".join)
 
@@ -54,7 +56,8 @@ def test_unparsed_text_holds_no_control_token(pair: Pair, text: str) -> None:
     finally:
         pair.reference.encode_special_tokens = False
     # The reference still lets a model spell a control token's name from its own vocabulary.
-    if not (set(spelled) & set(pair.native.special_token_ids)) - unknown:
+    names = [token.content for token in pair.reference.get_added_tokens_decoder().values() if token.special]
+    if not set(spelled) & set(pair.native.special_token_ids) or not any(name in text for name in names):
         assert ids == spelled
 
 
@@ -71,9 +74,16 @@ def test_decode_equals_the_reference_for_any_ids(pair: Pair, data: st.DataObject
     # Low ids are the control and byte tokens, whose runs are the hard cases.
     token_id = st.one_of(st.sampled_from(known), st.sampled_from(known[:270]))
     ids = data.draw(st.lists(token_id, max_size=40))
-    expected = pair.reference.decode(ids, skip_special_tokens=skip_special_tokens)
+    try:
+        expected = pair.reference.decode(ids, skip_special_tokens=skip_special_tokens)
+    except BaseException as error:
+        # The crate's Strip panics on an empty text where both ends are stripped; ours does not.
+        assume(type(error).__name__ != "PanicException")
+        raise
     assert pair.native.decode(ids, skip_special_tokens=skip_special_tokens) == expected
     assert pair.native.decode(np.array(ids, np.int64), skip_special_tokens=skip_special_tokens) == expected
+    stream = _native.Detokenizer(pair.native, skip_special_tokens=skip_special_tokens)
+    assert "".join([stream.push(token_id) for token_id in ids]) + stream.finish() == expected
 
 
 def test_byte_level_text_round_trips(chat_pair: Pair) -> None:
@@ -106,7 +116,7 @@ def test_files(tmp_path: Path, chat_pair: Pair) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(chat_pair.reference.to_str())
     assert _native.Tokenizer.from_file(str(path)).encode("hi").tolist() == chat_pair.native.encode("hi").tolist()
-    with pytest.raises(_native.TokenizerError, match="cannot read .*missing"):
+    with pytest.raises(_native.TokenizerError, match=r"cannot read .*missing"):
         _native.Tokenizer.from_file(str(tmp_path / "missing.json"))
     for broken in ("", "{", "[]", "{}", '{"model": 1}', '{"version": "1.0", "model": {"type": "Nope"}}'):
         path.write_text(broken)

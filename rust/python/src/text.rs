@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokenwire_core::chat_template::ChatInput;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::padding::{self, Side};
-use tokenwire_core::{chat_template, tokenizer};
+use tokenwire_core::{chat_template, detokenizer, tokenizer};
 
 type Ids<'py> = Bound<'py, PyArray1<i64>>;
 
@@ -99,6 +99,35 @@ impl Tokenizer {
     fn decode(&self, py: Python<'_>, token_ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
         let ids = token_ids_from(token_ids)?;
         guard(py, || self.0.decode(&ids, skip_special_tokens))
+    }
+}
+
+/// Streaming detokenization of one sequence.
+#[pyclass(module = "tokenwire._native")]
+pub struct Detokenizer(detokenizer::Detokenizer);
+
+#[pymethods]
+impl Detokenizer {
+    #[new]
+    #[pyo3(signature = (tokenizer, *, skip_special_tokens = true))]
+    fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
+        Self(detokenizer::Detokenizer::new(Arc::clone(&tokenizer.0), skip_special_tokens))
+    }
+
+    fn push(&mut self, py: Python<'_>, token_id: u32) -> PyResult<String> {
+        guard(py, || {
+            let mut out = String::new();
+            self.0.push(token_id, &mut out);
+            Ok(out)
+        })
+    }
+
+    fn finish(&mut self, py: Python<'_>) -> PyResult<String> {
+        guard(py, || {
+            let mut out = String::new();
+            self.0.finish(&mut out);
+            Ok(out)
+        })
     }
 }
 
@@ -241,6 +270,7 @@ fn pad(
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
+    module.add_class::<Detokenizer>()?;
     module.add_class::<RenderedChat>()?;
     module.add_class::<ChatTemplate>()?;
     module.add_class::<Padded>()?;

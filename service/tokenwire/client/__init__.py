@@ -1,0 +1,95 @@
+"""Client of a tokenwire server: typed, for asyncio and for blocking code.
+
+    from tokenwire.client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        print(client.generate("The capital of France is", max_new_tokens=16).text)
+        with client.chat_stream([{"role": "user", "content": "Hello!"}], max_new_tokens=100) as stream:
+            for delta in stream:
+                print(delta.text, end="", flush=True)
+
+Options have the names of transformers' GenerationConfig. Errors form the tree at the top of `errors`.
+Importing this needs neither torch nor transformers.
+"""
+
+from tokenwire.client.async_client import AsyncClient, AsyncStream
+from tokenwire.client.channel import DEFAULT_TARGET
+from tokenwire.client.errors import (
+    Cancelled,
+    ConnectionFailed,
+    DeadlineExceeded,
+    ErrorDetails,
+    FailedPrecondition,
+    FieldViolation,
+    InternalError,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    ResourceExhausted,
+    TokenwireError,
+    Unauthenticated,
+    Unavailable,
+)
+from tokenwire.client.sync_client import Client, Stream
+from tokenwire.client.types import (
+    ChatAnswer,
+    ChatMessage,
+    Delta,
+    Finish,
+    FinishReason,
+    Generation,
+    GenerationOptions,
+    GenerationWarning,
+    Model,
+    ModelLimits,
+    PositionLogprobs,
+    RenderedChat,
+    SpecialToken,
+    Start,
+    Timings,
+    Token,
+    TokenLogprob,
+    ToolCall,
+    Usage,
+)
+
+__all__ = [
+    "DEFAULT_TARGET",
+    "AsyncClient",
+    "AsyncStream",
+    "Cancelled",
+    "ChatAnswer",
+    "ChatMessage",
+    "Client",
+    "ConnectionFailed",
+    "DeadlineExceeded",
+    "Delta",
+    "ErrorDetails",
+    "FailedPrecondition",
+    "FieldViolation",
+    "Finish",
+    "FinishReason",
+    "Generation",
+    "GenerationOptions",
+    "GenerationWarning",
+    "InternalError",
+    "InvalidArgument",
+    "Model",
+    "ModelLimits",
+    "NotFound",
+    "PermissionDenied",
+    "PositionLogprobs",
+    "RenderedChat",
+    "ResourceExhausted",
+    "SpecialToken",
+    "Start",
+    "Stream",
+    "Timings",
+    "Token",
+    "TokenLogprob",
+    "TokenwireError",
+    "ToolCall",
+    "Unauthenticated",
+    "Unavailable",
+    "Usage",
+]

@@ -37,7 +37,8 @@ class EngineHandle(Protocol):
     """The engine, from the front's event loop. Not for other threads."""
 
     @property
-    def state(self) -> EngineState: ...
+    def state(self) -> EngineState:
+        """What health reports now."""
 
     @property
     def phase(self) -> str:

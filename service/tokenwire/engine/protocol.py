@@ -9,7 +9,6 @@ import msgspec
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
 
-
 # ---- commands: front to engine -----------------------------------------------------------------------------
 
 
@@ -135,7 +134,8 @@ class Failure(msgspec.Struct, frozen=True, array_like=True):
 
     request: int
     kind: str
-    """row (no usable logits), step (the forward pass raised), or capacity (can never fit)."""
+    """row (no usable logits), step (the forward pass raised), capacity (can never fit), or invalid (settings that the
+    sampler refuses: the front should have)."""
     message: str
     """For the log; never sent to a client."""
 

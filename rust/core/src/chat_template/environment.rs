@@ -1,10 +1,8 @@
 //! minijinja set up as transformers sets up jinja2.
 
-use super::methods::{self, filters};
-use super::python::{self, JsonStyle};
+use super::{filters, methods, python};
 use chrono::{Local, NaiveDateTime, TimeZone as _};
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
 use regex::Regex;
 use std::fmt::Write as _;
@@ -34,26 +32,11 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     env.set_unknown_method_callback(methods::call);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
-    env.remove_global("debug");
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
         let message = python::to_str(&message).into_owned();
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
-    env.add_filter("tojson", |value: &Value, args: Rest<Value>, kwargs: Kwargs| {
-        JsonStyle::from_args(&args, &kwargs)?.dumps(value)
-    });
-    env.add_filter("trim", filters::trim);
-    env.add_filter("string", filters::string);
-    env.add_filter("upper", filters::upper);
-    env.add_filter("lower", filters::lower);
-    env.add_filter("capitalize", filters::capitalize);
-    env.add_filter("title", filters::title);
-    env.add_filter("join", |values: &Value, separator: Option<String>, attribute: Option<String>, kwargs: Kwargs| {
-        let separator = separator.or(kwargs.get("d")?);
-        let attribute = attribute.or(kwargs.get("attribute")?);
-        kwargs.assert_all_used()?;
-        filters::join(values, &separator.unwrap_or_default(), attribute.as_deref())
-    });
+    filters::register(&mut env);
     env.add_template_owned(NAME, without_generation_tags(source))?;
     Ok(env)
 }

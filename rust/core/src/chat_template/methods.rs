@@ -3,7 +3,7 @@
 //! minijinja-contrib has most; here are the ones it lacks and those where Python differs: what counts as a space, the
 //! line boundaries of `splitlines`, splitting from the right, keyword arguments.
 
-use super::python::{is_space, to_str};
+use super::python::is_space;
 use minijinja::value::{Kwargs, Rest, Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
@@ -199,11 +199,11 @@ fn split_lines(text: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(Value::from(lines))
 }
 
-fn upper(character: char) -> String {
+pub(super) fn upper(character: char) -> String {
     character.to_uppercase().collect()
 }
 
-fn lower(character: char) -> String {
+pub(super) fn lower(character: char) -> String {
     character.to_lowercase().collect()
 }
 
@@ -226,6 +226,11 @@ fn title(text: &str) -> String {
 
 fn justify(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     let (width, fill): (usize, Option<char>) = from_args(args)?;
+    justified(text, method, width, fill).map(Value::from)
+}
+
+/// `str.ljust`, `rjust`, `center` and `zfill`.
+pub(super) fn justified(text: &str, method: &str, width: usize, fill: Option<char>) -> Result<String, Error> {
     let missing = width.saturating_sub(text.chars().count());
     if missing > 1 << 20 {
         return Err(invalid("the width is too large"));
@@ -239,54 +244,5 @@ fn justify(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     };
     let sign = if method == "zfill" && text.starts_with(['+', '-']) { &text[..1] } else { "" };
     let body = &text[sign.len()..];
-    Ok(Value::from(format!("{sign}{}{body}{}", fill.repeat(before), fill.repeat(after))))
-}
-
-/// Filters that jinja2 gives a Python string method's behaviour.
-pub(super) mod filters {
-    use super::{capitalize as python_capitalize, to_str, trim as python_trim};
-    use minijinja::{Error, Value};
-
-    pub fn trim(value: &Value, characters: Option<&str>) -> String {
-        python_trim(&to_str(value), characters, true, true).to_owned()
-    }
-
-    pub fn string(value: &Value) -> String {
-        to_str(value).into_owned()
-    }
-
-    pub fn upper(value: &Value) -> String {
-        to_str(value).to_uppercase()
-    }
-
-    pub fn lower(value: &Value) -> String {
-        to_str(value).to_lowercase()
-    }
-
-    pub fn capitalize(value: &Value) -> String {
-        python_capitalize(&to_str(value))
-    }
-
-    /// jinja2's `do_title`: upper case behind a dash, a space or an opening bracket.
-    pub fn title(value: &Value) -> String {
-        let mut after_break = true;
-        let mut out = String::new();
-        for character in to_str(value).chars() {
-            out += &if after_break { super::upper(character) } else { super::lower(character) };
-            after_break = character.is_whitespace() || matches!(character, '-' | '(' | '{' | '[' | '<');
-        }
-        out
-    }
-
-    pub fn join(values: &Value, separator: &str, attribute: Option<&str>) -> Result<String, Error> {
-        let mut parts = Vec::new();
-        for item in values.try_iter()? {
-            let item = match attribute {
-                Some(name) => item.get_attr(name)?,
-                None => item,
-            };
-            parts.push(to_str(&item).into_owned());
-        }
-        Ok(parts.join(separator))
-    }
+    Ok(format!("{sign}{}{body}{}", fill.repeat(before), fill.repeat(after)))
 }

@@ -1,9 +1,15 @@
 //! Chat templates: minijinja, equal to transformers' `apply_chat_template`.
 //!
 //! A template cannot reach files, the network or other templates, and has limits on steps, nesting and output.
+//!
+//! Where minijinja's language differs from jinja2's and cannot be changed from outside: `%` does not format strings (the
+//! filter `format` does), a loop over none is empty instead of an error, values of different types compare instead of
+//! failing, macros have no `varargs` and `kwargs`, `d.items` without a call is the item of that name, views, ranges
+//! and functions print differently, and `~` writes a list's unprintable characters and large floats as they are.
 
 mod continuation;
 mod environment;
+mod filters;
 mod methods;
 mod provenance;
 mod python;

@@ -1,9 +1,9 @@
 //! Which characters of a rendered chat came from the caller.
 //!
 //! The template is rendered once as it is, and once with the caller's text in disguise: each character that a control
-//! token contains is exchanged for a private-use character, one for one, so lengths and slices stay the same. Where
-//! undoing the exchange gives the first text, the private characters show exactly what the caller wrote, through every
-//! slice, split and join of the template.
+//! token contains is exchanged for a stand-in character, one for one, so lengths and slices stay the same. Where
+//! undoing the exchange gives the first text, the stand-ins show exactly what the caller wrote, through every slice,
+//! split and join of the template.
 //!
 //! A template that looks into the text (`'</think>' in content`) would see the disguise, so the string literals of its
 //! source stay readable in the caller's text; and names (`user`, `function`) stay as they are, since templates compare
@@ -17,8 +17,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::LazyLock;
 
-/// Supplementary private use areas A and B.
-const PRIVATE: Range<u32> = 0xF_0000..0x10_FFFE;
+/// Stand-ins: CJK Extension B, letters without case that `repr` prints as they are. Those that the input or the template
+/// contain are left out.
+const STAND_INS: Range<u32> = 0x2_0000..0x2_A6E0;
 
 /// What a template's source and a tokenizer's control tokens say about text: built once per template.
 pub(super) struct Watch {
@@ -26,11 +27,11 @@ pub(super) struct Watch {
     tokens: Option<AhoCorasick>,
     /// String literals of the template without a control token in them.
     literals: Option<AhoCorasick>,
-    /// Characters of the control tokens.
+    /// Characters of the control tokens, without spaces: templates strip and split at those.
     alphabet: BTreeSet<char>,
     /// A control token is looked for in normalized text: any character may become part of it.
     any_character: bool,
-    /// Private-use characters of the template itself.
+    /// Stand-ins that the template itself contains.
     taken: BTreeSet<u32>,
 }
 
@@ -47,7 +48,8 @@ impl Watch {
     pub(super) fn new(source: &str, special_tokens: &[(String, bool)]) -> Self {
         let names: Vec<&str> = special_tokens.iter().map(|(name, _)| name.as_str()).collect();
         let tokens = automaton(&names);
-        let alphabet: BTreeSet<char> = names.iter().flat_map(|name| name.chars()).collect();
+        let alphabet: BTreeSet<char> =
+            names.iter().flat_map(|name| name.chars()).filter(|c| !c.is_whitespace()).collect();
         let literals: Vec<String> = literals(source)
             .into_iter()
             .filter(|literal| literal.chars().any(|c| alphabet.contains(&c)))
@@ -57,7 +59,7 @@ impl Watch {
             literals: automaton(&literals.iter().map(String::as_str).collect::<Vec<_>>()),
             alphabet,
             any_character: special_tokens.iter().any(|(_, normalized)| *normalized),
-            taken: source.chars().map(u32::from).filter(|code| PRIVATE.contains(code)).collect(),
+            taken: source.chars().map(u32::from).filter(|code| STAND_INS.contains(code)).collect(),
             tokens,
         }
     }
@@ -127,18 +129,18 @@ pub(super) struct Disguise<'a> {
     free: Box<dyn Iterator<Item = char>>,
     given: HashMap<char, char>,
     back: HashMap<char, char>,
-    /// Something was left readable because no private-use character was left for it.
+    /// Something was left readable because no stand-in was left for it.
     exhausted: bool,
 }
 
 impl<'a> Disguise<'a> {
-    /// `inputs` are all the values that will be disguised: their own private-use characters are not used.
+    /// `inputs` are all the values that will be disguised: stand-ins that they contain are not used.
     pub(super) fn new(watch: &'a Watch, depth: Depth, inputs: &[&Json]) -> Self {
         let mut taken = watch.taken.clone();
         for input in inputs {
-            visit(input, &mut |text| taken.extend(text.chars().map(u32::from).filter(|code| PRIVATE.contains(code))));
+            visit(input, &mut |text| taken.extend(text.chars().map(u32::from).filter(|code| STAND_INS.contains(code))));
         }
-        let free = PRIVATE.filter(move |code| !taken.contains(code)).filter_map(char::from_u32);
+        let free = STAND_INS.filter(move |code| !taken.contains(code)).filter_map(char::from_u32);
         Self { watch, depth, free: Box::new(free), given: HashMap::new(), back: HashMap::new(), exhausted: false }
     }
 
@@ -174,7 +176,8 @@ impl<'a> Disguise<'a> {
         for (at, character) in text.char_indices() {
             while readable.next_if(|range| range.end <= at).is_some() {}
             let is_open = readable.peek().is_some_and(|range| range.start <= at);
-            let is_watched = self.watch.any_character || self.watch.alphabet.contains(&character);
+            let is_watched =
+                (self.watch.any_character && !character.is_whitespace()) || self.watch.alphabet.contains(&character);
             let is_deep = self.depth == Depth::Characters && !is_name && !is_open && is_watched;
             out.push(if is_deep || whole.contains(&at) { self.exchange(character) } else { character });
         }
@@ -182,16 +185,16 @@ impl<'a> Disguise<'a> {
     }
 
     fn exchange(&mut self, character: char) -> char {
-        if let Some(&private) = self.given.get(&character) {
-            return private;
+        if let Some(&stand_in) = self.given.get(&character) {
+            return stand_in;
         }
-        let Some(private) = self.free.next() else {
+        let Some(stand_in) = self.free.next() else {
             self.exhausted = true;
             return character;
         };
-        self.given.insert(character, private);
-        self.back.insert(private, character);
-        private
+        self.given.insert(character, stand_in);
+        self.back.insert(stand_in, character);
+        stand_in
     }
 
     /// The byte ranges of the caller's text in `expected`, if `rendered` is `expected` in disguise.

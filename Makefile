@@ -1,0 +1,111 @@
+# One target per job; continuous integration, hooks and the README call only these.
+#
+#   VENV         virtual environment to create or reuse     (.venv)
+#   PYTHON       Python 3.11 or newer that creates it       (python3)
+#   TORCH_INDEX  index to take torch from, for a build without CUDA or for another CUDA release
+#   ARGS         further flags for `make serve`
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV ?= .venv
+PYTHON ?= python3
+ARGS ?=
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+RUST := tools/with_rust.sh
+MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+
+export PYO3_PYTHON := $(abspath $(BIN)/python)
+export UV_LINK_MODE ?= copy
+# Conversions of GGUF checkpoints stay inside the checkout.
+export TOKENWIRE_CACHE ?= $(CURDIR)/.cache/tokenwire
+
+RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
+PROTOS := $(shell find proto -name '*.proto')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint format test-rust test-python test-wheel proto proto-breaking bench constraints clean
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+demo: $(VENV)/.built $(MODEL) ## Install, fetch the default model, serve it, stream a chat answer to the terminal
+	@$(BIN)/python tools/demo.py --model $(MODEL)
+
+serve: $(VENV)/.built $(MODEL) ## Serve the default model in the foreground (further flags in ARGS)
+	@exec $(BIN)/tokenwire serve --model $(MODEL) --quantize nf4 $(ARGS)
+
+test: lint test-rust test-python test-wheel ## Run every check: lint, Rust, Python, wheel
+
+lint: $(VENV)/.dev $(VENV)/.built ## Check format, types, layers, proto and generated documents
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	MYPYPATH=service $(BIN)/python -m mypy.stubtest tokenwire._native
+	$(BIN)/lint-imports
+	$(BIN)/buf lint
+	$(BIN)/python tools/generate_configuration_docs.py --check
+	$(RUST) cargo fmt --check
+	$(RUST) cargo clippy --release --locked --workspace --all-targets -- -D warnings
+
+format: $(VENV)/.dev ## Format Python, Rust and proto
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/buf format -w
+	$(RUST) cargo fmt
+
+test-rust: $(VENV)/.dev ## Run the Rust tests
+	$(RUST) cargo test --release --locked --workspace
+
+test-python: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Run the Python tests
+	$(BIN)/python -m pytest
+
+test-wheel: $(VENV)/.dev ## Build the wheel with plain pip and import it in a clean environment
+	$(RUST) $(BIN)/python tools/check_wheel.py
+
+proto: $(VENV)/.dev ## Generate the protobuf stubs into service/tokenwire/v1
+	$(BIN)/python tools/build_backend.py
+
+proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients built from the last commit
+	$(BIN)/buf breaking --against '.git#ref=HEAD'
+
+bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
+	$(BIN)/python -m bench
+
+constraints: $(VENV)/.dev ## Renew constraints.txt from pyproject.toml
+	$(BIN)/python tools/update_constraints.py
+
+clean: ## Remove what the targets made, the virtual environment and the model included
+	rm -rf $(VENV) .cache target build dist models bench/results service/tokenwire/v1 service/tokenwire/*.so
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+# ---- set-up, each step once -----------------------------------------------------------------------------
+
+$(VENV)/.uv:
+	@tools/check_prerequisites.sh $(PYTHON)
+	@echo "==> creating $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(UV) || $(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@touch $@
+
+$(VENV)/.serve: $(VENV)/.uv pyproject.toml constraints.txt
+	@echo "==> installing dependencies (torch is large: some minutes on a slow line)"
+	@if [ -n "$${TORCH_INDEX:-}" ]; then $(UV) pip install --python $(BIN)/python --index-url "$$TORCH_INDEX" torch; fi
+	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve maturin grpcio-tools
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.serve
+	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve --extra dev
+	@touch $@
+
+$(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/build_backend.py
+	@echo "==> building the extension (about two minutes the first time)"
+	@$(RUST) $(UV) pip install --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package tokenwire --editable .
+	@touch $@
+
+$(MODEL): | $(VENV)/.uv
+	@echo "==> fetching the default model (98 MB)"
+	@$(BIN)/python tools/fetch_model.py $@

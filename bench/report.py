@@ -1,0 +1,36 @@
+"""What every measurement shares: the machine's description, medians, Markdown tables."""
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+
+def cpu_features() -> str:
+    """The processor's cores and the vector extensions that decide which kernels run."""
+    flags: set[str] = set()
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "flags":
+                flags = set(value.split())
+            elif key.strip() == "model name":
+                name = value.strip()
+    wanted = ["avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"]
+    have = [flag for flag in wanted if flag in flags]
+    return f"{len(os.sched_getaffinity(0))} cores, {name}, {' '.join(have) or 'no vector extensions listed'}"
+
+
+def median_of(measure: Callable[[], float], rounds: int) -> float:
+    """The median of ``rounds`` calls of ``measure``."""
+    return statistics.median(measure() for _ in range(rounds))
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""`tokenwire generate`."""
+
+import sys
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from tokenwire.cli.answer import show, show_stats
+from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, Stats
+from tokenwire.cli.output import stderr, stdout
+from tokenwire.errors import ConfigurationError
+
+_DEFAULT_CONNECTION = ConnectionFlags()
+_DEFAULT_GENERATION = GenerationFlags()
+
+
+def text_or_stdin(text: str | None, what: str) -> str:
+    """The text, or standard input without its last newline. Raises ConfigurationError where that is a terminal."""
+    if text is not None:
+        return text
+    if sys.stdin.isatty():
+        raise ConfigurationError(f"no {what}: give it as an argument or on standard input")
+    try:
+        return sys.stdin.read().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"standard input is not {error.encoding} text: {error.reason}") from None
+
+
+def generate(
+    prompt: Annotated[str | None, Parameter(help="The prompt. Default: standard input.")] = None,
+    /,
+    *,
+    stats: Stats = False,
+    model: ModelId = "",
+    config: ConfigFile = None,
+    connection: ConnectionFlags = _DEFAULT_CONNECTION,
+    generation: GenerationFlags = _DEFAULT_GENERATION,
+) -> int:
+    """Continue a prompt and print the text as it arrives."""
+    text = text_or_stdin(prompt, "prompt")
+    with connection.connect() as client:
+        out, err = stdout(), stderr()
+        stream = client.stream(text, model=model, **generation.options())
+        watch = show(stream, out, err)
+        if stats:
+            show_stats(stream, watch, client.model(), err)
+    return 0

@@ -1,0 +1,178 @@
+"""The flags that the client commands share."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, cast, get_args
+
+from cyclopts import App, ArgumentCollection, Group, Parameter
+from cyclopts.validators import Number
+from cyclopts.validators import Path as PathValidator
+
+from tokenwire.cli.output import stderr
+from tokenwire.client import DEFAULT_TARGET, Client, DeadlineExceeded, GenerationOptions
+from tokenwire.errors import ConfigurationError
+
+ENV_PREFIX = "TOKENWIRE_"
+
+_CONNECTION = Group("Connection", sort_key=1)
+_GENERATION = Group("Generation", sort_key=2)
+_SETTINGS = Group("Settings", sort_key=9)
+
+ConfigFile = Annotated[
+    Path | None,
+    Parameter(
+        help="TOML file with settings. Default: ./tokenwire.toml where there is one.",
+        group=_SETTINGS,
+        env_var=f"{ENV_PREFIX}CONFIG",
+        show_default=False,
+        negative=(),
+    ),
+]
+"""The parameter ``config``, which every command has: TomlFile reads it."""
+
+ModelId = Annotated[
+    str, Parameter(help="Model id that the server must serve. Default: whatever it serves.", show_default=False)
+]
+Stats = Annotated[
+    bool,
+    Parameter(
+        help="Print times, tokens per second, finish reason, quantization and device after an answer.", negative=()
+    ),
+]
+Json = Annotated[bool, Parameter(name="--json", help="Print JSON.", negative=())]
+
+_SECONDS = Number(gt=0, lte=86_400)
+
+
+def refuse_fractions(_app: App, _commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """Last source of settings for cyclopts, which would round 1.5 to 2 where a whole number is asked for."""
+    for argument in arguments:
+        if int in (argument.hint, *get_args(argument.hint)):
+            for token in argument.tokens:
+                if "." in token.value:
+                    raise ConfigurationError(
+                        f"{token.keyword or argument.name} must be a whole number, got {token.value}"
+                    )
+
+
+def _connection(name: str, **extra: Any) -> Parameter:
+    return Parameter(group=_CONNECTION, env_var=f"{ENV_PREFIX}{name.upper()}", negative=(), **extra)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConnectionFlags:
+    """How a command reaches the server."""
+
+    address: Annotated[str, _connection("address")] = DEFAULT_TARGET
+    """Address of the server, host:port."""
+    timeout: Annotated[float | None, _connection("timeout", validator=_SECONDS)] = None
+    """Seconds that a call may take. Default: no limit."""
+    wait: Annotated[float, _connection("wait", validator=Number(gte=0, lte=86_400))] = 0.0
+    """Seconds to wait for a server that is still starting."""
+    tls: Annotated[bool, _connection("tls")] = False
+    """Encrypt, and trust the system's certificate authorities."""
+    root_certificates: Annotated[
+        Path | None, _connection("root_certificates", validator=PathValidator(exists=True, dir_okay=False))
+    ] = None
+    """PEM file of the certificate authorities to trust; implies --tls."""
+
+    @contextmanager
+    def connect(self) -> Iterator[Client]:
+        """A client that is closed in the end. Waits, with a message, if that was asked for."""
+        with Client(
+            self.address, timeout=self.timeout, tls=self.tls, root_certificates=self.root_certificates
+        ) as client:
+            if self.wait:
+                self._wait(client)
+            yield client
+
+    def _wait(self, client: Client) -> None:
+        # Says nothing where the server is up already.
+        patience = min(0.5, self.wait)
+        try:
+            client.wait_until_ready(patience)
+        except DeadlineExceeded:
+            if patience == self.wait:
+                raise
+            stderr().line(f"waiting up to {self.wait:g} s for {self.address} to serve ...")
+            client.wait_until_ready(self.wait - patience)
+
+
+def _flag(**extra: Any) -> Parameter:
+    return Parameter(group=_GENERATION, show_default=False, **extra)
+
+
+def _is_bias(_type: Any, values: tuple[str, ...]) -> None:
+    for value in values:
+        _parse_bias(value)
+
+
+def _parse_bias(text: str) -> tuple[int, float]:
+    token, separator, bias = text.partition("=")
+    try:
+        if separator:
+            return int(token), float(bias)
+    except ValueError:
+        pass
+    raise ValueError("Must be ID=BIAS, for example 42=-1.5.")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationFlags:
+    """How to generate; names and meanings are those of transformers' GenerationConfig. The server checks the ranges."""
+
+    max_new_tokens: Annotated[int | None, _flag()] = None
+    """Most tokens to generate. Default: the model's, or 20; in chat, as many as the context holds."""
+    max_length: Annotated[int | None, _flag()] = None
+    """Most tokens of prompt and answer together."""
+    min_new_tokens: Annotated[int | None, _flag()] = None
+    """Fewest tokens before an EOS token is allowed."""
+    do_sample: Annotated[bool | None, _flag()] = None
+    """Draw from the distribution, or take the most likely token. Default: draw if a sampling flag is given."""
+    temperature: Annotated[float | None, _flag()] = None
+    """Divides the logits before sampling; above 0."""
+    top_k: Annotated[int | None, _flag()] = None
+    """Keep the k most likely tokens; 0 is off."""
+    top_p: Annotated[float | None, _flag()] = None
+    """Keep the most likely tokens up to this mass; above 0 to 1."""
+    min_p: Annotated[float | None, _flag()] = None
+    """Drop tokens less likely than this times the most likely one; 0 to 1."""
+    typical_p: Annotated[float | None, _flag()] = None
+    """Locally typical sampling up to this mass; above 0 to 1."""
+    seed: Annotated[int | None, _flag()] = None
+    """Seed of the random draws. Default: drawn by the server."""
+    stop_strings: Annotated[tuple[str, ...], _flag(negative=())] = ()
+    """A string that ends the answer; may be repeated."""
+    eos_token_id: Annotated[tuple[int, ...], _flag(negative=())] = ()
+    """Id of a token that ends the answer; may be repeated. Default: the model's."""
+    stop_token_ids: Annotated[tuple[int, ...], _flag(negative=())] = ()
+    """Id of a further token that ends the answer; may be repeated."""
+    include_stop_string: Annotated[bool | None, _flag()] = None
+    """Keep the matched stop string in the text."""
+    repetition_penalty: Annotated[float | None, _flag()] = None
+    """Penalty on tokens seen in prompt or answer; 1 is off."""
+    presence_penalty: Annotated[float | None, _flag()] = None
+    """Subtracted once from tokens already generated; -2 to 2."""
+    frequency_penalty: Annotated[float | None, _flag()] = None
+    """Subtracted once per time a token was generated; -2 to 2."""
+    logit_bias: Annotated[tuple[str, ...], _flag(negative=(), validator=_is_bias)] = ()
+    """ID=BIAS, added to the logit of a token; may be repeated."""
+    suppress_tokens: Annotated[tuple[int, ...], _flag(negative=())] = ()
+    """Id of a token that is never generated; may be repeated."""
+
+    def options(self) -> GenerationOptions:
+        """The flags that were given, as options of the client."""
+        given: dict[str, Any] = {
+            each.name: value for each in fields(self) if (value := getattr(self, each.name)) not in (None, ())
+        }
+        if self.logit_bias:
+            given["logit_bias"] = dict(map(_parse_bias, self.logit_bias))
+        return cast(GenerationOptions, given)
+
+
+CLIENT_SETTINGS = frozenset(each.name for group in (ConnectionFlags, GenerationFlags) for each in fields(group))
+"""Keys of the TOML file's ``[client]`` table."""

@@ -1,0 +1,121 @@
+"""How the client connects: address, credentials, deadlines, keepalive and retries."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+import grpc
+
+from tokenwire.client.errors import REQUEST_ID_KEY
+from tokenwire.v1 import generation_service_pb2_grpc, model_service_pb2_grpc, tokenizer_service_pb2_grpc
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+_MAX_RECEIVE_BYTES = 64 * 1024 * 1024
+# gRPC's own 20 s to 120 s between attempts would let a client sleep long after its server came up.
+_RECONNECT_MS = {"initial": 100, "min": 100, "max": 2000}
+_LOOPBACK = re.compile(r"(dns:/*|ipv[46]:)?(localhost|127\.\d+\.\d+\.\d+|\[::1\])(:\d+)?", re.IGNORECASE)
+
+# Unary only: a stream that has begun cannot be sent again unseen.
+_RETRIED_METHODS = [
+    {"service": "tokenwire.v1.GenerationService", "method": method} for method in ("Generate", "GenerateBatch", "Chat")
+] + [{"service": "tokenwire.v1.TokenizerService"}, {"service": "tokenwire.v1.ModelService"}]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSettings:
+    """Everything that a connection is made from."""
+
+    target: str = DEFAULT_TARGET
+    """Address of the server: host:port, or any other gRPC target."""
+    timeout: float | None = None
+    """Seconds that a call may take, unless the call says otherwise. None: no limit."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    """Metadata of every call, for example authorization; keys in lower case."""
+    tls: bool = False
+    """Encrypt, and trust the system's certificate authorities."""
+    root_certificates: Path | None = None
+    """PEM file of the certificate authorities to trust; implies ``tls``."""
+    keepalive: float | None = 30.0
+    """Seconds between pings while a call runs, so that a dead server is noticed. None: never."""
+    retries: int = 2
+    """Further attempts of a unary call that failed with UNAVAILABLE, 0 to 4. Streams are never sent again."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.retries <= 4:
+            # gRPC caps maxAttempts at 5 and would lower it without a word.
+            raise ValueError(f"retries must be 0 to 4, got {self.retries}")
+
+    def credentials(self) -> grpc.ChannelCredentials | None:
+        """TLS credentials, or None for plain text. Raises OSError where the file cannot be read."""
+        if self.root_certificates is not None:
+            return grpc.ssl_channel_credentials(root_certificates=self.root_certificates.read_bytes())
+        return grpc.ssl_channel_credentials() if self.tls else None
+
+    def options(self) -> list[tuple[str, Any]]:
+        """Channel arguments of gRPC."""
+        options: list[tuple[str, Any]] = [
+            ("grpc.max_receive_message_length", _MAX_RECEIVE_BYTES),
+            *((f"grpc.{name}_reconnect_backoff_ms", value) for name, value in _RECONNECT_MS.items()),
+            ("grpc.primary_user_agent", "tokenwire-python"),
+        ]
+        if _LOOPBACK.fullmatch(self.target):
+            # gRPC would send even loopback calls through the environment's http_proxy.
+            options.append(("grpc.enable_http_proxy", 0))
+        if self.keepalive is not None:
+            options += [
+                ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
+                ("grpc.keepalive_timeout_ms", 10_000),
+            ]
+        if self.retries:
+            options.append(("grpc.service_config", self._service_config()))
+        else:
+            options.append(("grpc.enable_retries", 0))
+        return options
+
+    def _service_config(self) -> str:
+        policy = {
+            "maxAttempts": 1 + self.retries,
+            "initialBackoff": "0.2s",
+            "maxBackoff": "2s",
+            "backoffMultiplier": 2,
+            "retryableStatusCodes": ["UNAVAILABLE"],
+        }
+        return json.dumps({"methodConfig": [{"name": _RETRIED_METHODS, "retryPolicy": policy}]})
+
+    def call_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """``timeout`` and ``metadata`` of one call."""
+        metadata = {**self.metadata, **(options.get("metadata") or {})}
+        if request_id := options.get("request_id"):
+            metadata[REQUEST_ID_KEY] = request_id
+        return {"timeout": options.get("timeout", self.timeout), "metadata": tuple(metadata.items())}
+
+
+class ConnectionOptions(TypedDict, total=False):
+    """Keyword arguments of the clients; see ChannelSettings."""
+
+    timeout: float | None
+    metadata: Mapping[str, str]
+    tls: bool
+    root_certificates: Path | None
+    keepalive: float | None
+    retries: int
+
+
+class Stubs:
+    """Every method of the service by name, on a channel of either kind."""
+
+    def __init__(self, channel: Any) -> None:
+        self._methods: dict[str, Any] = {}
+        for stub in (
+            generation_service_pb2_grpc.GenerationServiceStub,
+            tokenizer_service_pb2_grpc.TokenizerServiceStub,
+            model_service_pb2_grpc.ModelServiceStub,
+        ):
+            self._methods.update(vars(stub(channel)))
+
+    def __getitem__(self, method: str) -> Any:
+        return self._methods[method]

@@ -1,0 +1,192 @@
+"""Builds the protobuf requests from what callers pass. No I/O: both faces of the client share it."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from tokenwire.client.errors import ErrorDetails, FieldViolation, InvalidArgument
+from tokenwire.client.types import (
+    CallOptions,
+    ChatMessage,
+    GenerationOptions,
+    Messages,
+    OutputOptions,
+    Prompt,
+    ToolCall,
+)
+from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
+
+_GENERATION = frozenset(GenerationOptions.__annotations__)
+_OUTPUT = frozenset(OutputOptions.__annotations__)
+_CALL = frozenset(CallOptions.__annotations__)
+
+
+def _invalid(field: str, description: str) -> InvalidArgument:
+    violation = FieldViolation(field, description)
+    return InvalidArgument(str(violation), ErrorDetails(violations=(violation,)))
+
+
+def check_option_names(options: Mapping[str, Any], allowed: Iterable[str] = _GENERATION | _OUTPUT | _CALL) -> None:
+    """Raise TypeError for an option that no call has, as Python does for a wrong keyword."""
+    if unknown := sorted(set(options) - set(allowed)):
+        raise TypeError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+
+
+def _set(message: Any, name: str, value: Any, path: str) -> None:
+    # protobuf checks types and 32-bit ranges itself, but its error names no field of ours.
+    try:
+        match name:
+            case "stop_strings":
+                message.stop_strings.values.extend([value] if isinstance(value, str) else value)
+                message.stop_strings.SetInParent()
+            case "eos_token_id" | "suppress_tokens":
+                field = getattr(message, name)
+                field.ids.extend([value] if isinstance(value, int) else value)
+                field.SetInParent()
+            case "stop_token_ids":
+                message.stop_token_ids.extend(value)
+            case "logit_bias":
+                message.logit_bias.update(value)
+            case _:
+                setattr(message, name, value)
+    except (TypeError, ValueError) as error:
+        raise _invalid(f"{path}.{name}", f"cannot be {value!r:.60} ({error})") from None
+
+
+def generation_config(options: Mapping[str, Any]) -> generation_pb2.GenerationConfig:
+    """The GenerationConfig of the options that are set. Raises InvalidArgument for a value of the wrong type."""
+    message = generation_pb2.GenerationConfig()
+    for name in _GENERATION & options.keys():
+        if options[name] is not None:
+            _set(message, name, options[name], "generation_config")
+    return message
+
+
+def output_options(options: Mapping[str, Any]) -> generation_pb2.OutputOptions:
+    """The OutputOptions of the options that are set."""
+    message = generation_pb2.OutputOptions()
+    for name in _OUTPUT & options.keys():
+        if options[name] is not None:
+            _set(message, name, options[name], "output")
+    return message
+
+
+def prompt_message(
+    prompt: Prompt,
+    path: str = "prompt",
+    *,
+    add_special_tokens: bool | None = None,
+    parse_special_tokens: bool | None = None,
+) -> generation_service_pb2.Prompt:
+    """A Prompt from text or token ids."""
+    try:
+        if isinstance(prompt, str):
+            return generation_service_pb2.Prompt(
+                text=prompt, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+            )
+        return generation_service_pb2.Prompt(token_ids=prompt)
+    except (TypeError, ValueError) as error:
+        raise _invalid(path, f"must be Unicode text or token ids ({error})") from None
+
+
+def _json_object(value: Any, path: str) -> str:
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise _invalid(path, f"cannot be written as JSON ({error})") from None
+
+
+def _parts(content: Any, path: str) -> list[chat_pb2.ContentPart]:
+    if content is None or content == "":
+        return []
+    if isinstance(content, str):
+        return [chat_pb2.ContentPart(text=content)]
+    parts = []
+    for index, part in enumerate(content):
+        if isinstance(part, str):
+            parts.append(chat_pb2.ContentPart(text=part))
+        elif isinstance(part, Mapping) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
+            parts.append(chat_pb2.ContentPart(text=part["text"]))
+        else:
+            raise _invalid(f"{path}[{index}]", 'must be a string or {"type": "text", "text": …}')
+    return parts
+
+
+def _tool_call(call: ToolCall | Mapping[str, Any], path: str) -> chat_pb2.ToolCall:
+    if isinstance(call, ToolCall):
+        name, arguments, identity = call.name, call.arguments, call.id
+    else:
+        function = call.get("function", call)
+        name, arguments, identity = function.get("name", ""), function.get("arguments", "{}"), call.get("id", "")
+    return chat_pb2.ToolCall(id=identity, name=name, arguments_json=_json_object(arguments, f"{path}.arguments"))
+
+
+_MESSAGE_KEYS = frozenset(ChatMessage.__dataclass_fields__)
+
+
+def _message(message: ChatMessage | Mapping[str, Any], path: str) -> chat_pb2.ChatMessage:
+    fields: Mapping[str, Any]
+    if isinstance(message, ChatMessage):
+        fields = {name: getattr(message, name) for name in _MESSAGE_KEYS}
+    else:
+        fields = message
+        if unknown := sorted(str(key) for key in set(fields) - _MESSAGE_KEYS):
+            raise _invalid(
+                f"{path}.{unknown[0]}", f"is no field of a message; known are {', '.join(sorted(_MESSAGE_KEYS))}"
+            )
+    try:
+        return chat_pb2.ChatMessage(
+            role=fields.get("role", ""),
+            content=_parts(fields.get("content"), f"{path}.content"),
+            name=fields.get("name") or "",
+            tool_calls=[
+                _tool_call(call, f"{path}.tool_calls[{index}]")
+                for index, call in enumerate(fields.get("tool_calls") or ())
+            ],
+            tool_call_id=fields.get("tool_call_id") or "",
+            reasoning_content=fields.get("reasoning_content") or "",
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid(path, f"has a value of the wrong type ({error})") from None
+
+
+def _tool(tool: Mapping[str, Any], path: str) -> chat_pb2.Tool:
+    function = tool.get("function", tool)
+    try:
+        return chat_pb2.Tool(
+            name=function.get("name", ""),
+            description=function.get("description") or "",
+            parameters_json=_json_object(function["parameters"], f"{path}.parameters")
+            if "parameters" in function
+            else "",
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid(path, f"has a value of the wrong type ({error})") from None
+
+
+def conversation(
+    messages: Messages,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    *,
+    add_generation_prompt: bool | None = None,
+    continue_final_message: bool | None = None,
+) -> chat_pb2.Conversation:
+    """A Conversation from messages and tools in the form of OpenAI and transformers."""
+    if isinstance(messages, str):
+        messages = [ChatMessage("user", messages)]
+    return chat_pb2.Conversation(
+        messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
+        tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
+        add_generation_prompt=add_generation_prompt,
+        continue_final_message=continue_final_message,
+    )
+
+
+def token_ids(ids: Iterable[int], path: str = "token_ids") -> generation_pb2.TokenIds:
+    """TokenIds of integers."""
+    try:
+        return generation_pb2.TokenIds(ids=ids)
+    except (TypeError, ValueError) as error:
+        raise _invalid(path, f"must be integers of 32 bits ({error})") from None

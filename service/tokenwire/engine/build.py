@@ -1,0 +1,57 @@
+"""Loads the model of the service, with the runner and the sampler around it. The only place that imports both sides."""
+
+from collections.abc import Callable
+
+import msgspec
+
+from tokenwire.engine.main import Built
+from tokenwire.engine.protocol import ModelInfo, Start
+from tokenwire.engine.settings import defaults_from_generation_config
+
+
+def build(start: Start, progress: Callable[[str], None]) -> Built:
+    """Load what ``start`` names. Raises ModelLoadError with one line for the operator."""
+    progress("importing")
+    # Here and not above: these take seconds, and the process must hear of the front's end meanwhile.
+    import torch
+
+    from tokenwire._native import Sampler, Tokenizer
+    from tokenwire.engine.generations import generation_factory
+    from tokenwire.model.loader import load
+    from tokenwire.model.runner import make_runner
+
+    loaded = load(start.model, start.engine, progress=progress)
+    runner = make_runner(loaded, start.engine, progress)
+    defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
+    if defaults.eos_token_ids is None:
+        # transformers takes them from config.json where generation_config.json is silent.
+        defaults = msgspec.structs.replace(defaults, eos_token_ids=loaded.eos_token_ids)
+    info = ModelInfo(
+        model_id=loaded.model_id,
+        revision=loaded.revision,
+        architecture=loaded.architecture,
+        quantization=loaded.quantization,
+        dtype=loaded.dtype,
+        device_map=loaded.device_map,
+        forward_path=runner.forward_path,
+        forward_path_reason=runner.forward_path_reason,
+        parameter_count=loaded.parameter_count,
+        context_length=runner.context_length,
+        vocab_size=loaded.vocab_size,
+        kv_token_capacity=runner.num_blocks * runner.block_size,
+        special_tokens=loaded.special_tokens,
+        bos_token_id=loaded.bos_token_id,
+        eos_token_ids=loaded.eos_token_ids,
+        pad_token_id=loaded.pad_token_id,
+        tokenizer_json=loaded.tokenizer_json,
+        chat_template=loaded.chat_template,
+        defaults=defaults,
+        unapplied_defaults=unapplied,
+    )
+    return Built(
+        runner=runner,
+        sampler=Sampler(),
+        make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
+        info=info,
+        fatal_errors=(torch.AcceleratorError,),
+    )

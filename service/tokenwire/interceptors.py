@@ -1,0 +1,323 @@
+"""Around every call: request id, the one table from errors to gRPC statuses, one log line.
+
+Nothing else aborts a call. A client never sees UNKNOWN, an exception's text or a class name: what is not in the table
+is INTERNAL with a fixed text and the request id.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from tokenwire.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestAbortedError,
+    RowFailedError,
+    SlowReaderError,
+    UnknownModelError,
+    UnknownServiceError,
+    UnsupportedError,
+    Violation,
+)
+from tokenwire.servicers.call import Call, enter_call
+
+logger = logging.getLogger("tokenwire.requests")
+
+ERROR_DOMAIN = "tokenwire"
+"""Domain of every ErrorInfo."""
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key: taken from the client where it is sane, always returned in the trailing metadata."""
+DETAILS_KEY = "grpc-status-details-bin"
+PUSHBACK_KEY = "grpc-retry-pushback-ms"
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+# gRPC refuses trailing metadata above 8 KiB, base64 included; the message is sent twice, once percent-encoded.
+_MAX_MESSAGE_CHARACTERS = 400
+_MAX_VIOLATION_BYTES = 3000
+_QUIET_SERVICES = ("/grpc.health.", "/grpc.reflection.")
+
+E = TypeVar("E", bound=BaseException)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A gRPC status before it is written: code, one sentence, and the google.rpc details."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    details: tuple[Message, ...] = ()
+    retry_after_s: float | None = None
+
+    def status(self, request_id: str) -> status_pb2.Status:
+        """The google.rpc.Status, with ErrorInfo first."""
+        info = error_details_pb2.ErrorInfo(
+            reason=self.reason, domain=ERROR_DOMAIN, metadata={**self.metadata, "request_id": request_id}
+        )
+        details: list[Message] = [info, *self.details]
+        if self.retry_after_s is not None:
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(round(self.retry_after_s * 1000))
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        status = status_pb2.Status(code=self.code.value[0], message=_cut(self.message))
+        for detail in details:
+            packed = any_pb2.Any()
+            packed.Pack(detail)
+            status.details.append(packed)
+        return status
+
+
+def _cut(message: str) -> str:
+    return message if len(message) <= _MAX_MESSAGE_CHARACTERS else message[: _MAX_MESSAGE_CHARACTERS - 1] + "…"
+
+
+def _invalid_request(error: InvalidRequestError) -> Refusal:
+    first = error.violations[0]
+    count = len(error.violations)
+    return Refusal(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        str(error),
+        "INVALID_REQUEST",
+        {"field": first.field, "rule": first.rule, "value": first.value, "violation_count": str(count)},
+        (error_details_pb2.BadRequest(field_violations=list(_field_violations(error.violations))),),
+    )
+
+
+def _field_violations(violations: Iterable[Violation]) -> Iterator[error_details_pb2.BadRequest.FieldViolation]:
+    room = _MAX_VIOLATION_BYTES
+    for violation in violations:
+        item = error_details_pb2.BadRequest.FieldViolation(
+            field=violation.field, description=f"{violation.rule}, got {violation.value}"
+        )
+        room -= item.ByteSize()
+        if room < 0:
+            return
+        yield item
+
+
+def _quota(subject: str, description: str) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=description)
+    return error_details_pb2.QuotaFailure(violations=[violation])
+
+
+def _queue_full(error: QueueFullError) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        str(error),
+        "QUEUE_FULL",
+        {"limit": str(error.limit)},
+        (_quota("queue", f"at most {error.limit} requests may wait"),),
+        error.retry_after_s,
+    )
+
+
+def _slow_reader(error: SlowReaderError) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        str(error),
+        "SLOW_READER",
+        {"limit": f"{error.timeout_s:g} s"},
+        (_quota("stream", f"unread events are kept for {error.timeout_s:g} s"),),
+    )
+
+
+STATUSES: dict[type[Exception], Callable[[Any], Refusal]] = {
+    InvalidRequestError: _invalid_request,
+    UnknownModelError: lambda error: Refusal(
+        grpc.StatusCode.NOT_FOUND, str(error), "MODEL_NOT_FOUND", {"model": error.model, "served": error.served}
+    ),
+    UnknownServiceError: lambda error: Refusal(
+        grpc.StatusCode.NOT_FOUND, str(error), "SERVICE_NOT_FOUND", {"service": error.service[:200]}
+    ),
+    UnsupportedError: lambda error: Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error), error.reason),
+    QueueFullError: _queue_full,
+    SlowReaderError: _slow_reader,
+    RowFailedError: lambda _: Refusal(
+        grpc.StatusCode.INTERNAL, "the model gave this request no usable logits", "ROW_FAILED"
+    ),
+    RequestAbortedError: lambda _: Refusal(grpc.StatusCode.CANCELLED, "the request was cancelled", "CANCELLED"),
+    EngineUnavailableError: lambda error: Refusal(
+        grpc.StatusCode.UNAVAILABLE, str(error), "ENGINE_UNAVAILABLE", retry_after_s=error.retry_after_s
+    ),
+}
+"""The table. Every error that is raised on purpose and may reach a client is here; the rest is INTERNAL."""
+
+
+def refusal_of(error: BaseException, call: Call) -> Refusal:
+    """The status that ``error`` becomes. Unforeseen errors are kept on the call for its log line."""
+    for kind, refuse in STATUSES.items():
+        if isinstance(error, kind):
+            return refuse(error)
+    call.cause = error
+    return Refusal(
+        grpc.StatusCode.INTERNAL, f"internal error; the server's log has it under {call.request_id}", "INTERNAL"
+    )
+
+
+class _Malformed:
+    """Stands for a request whose bytes are no message of its type."""
+
+
+_MALFORMED = _Malformed()
+
+
+def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
+    # Left to itself grpc.aio answers undecodable bytes with UNKNOWN and the name of a Python class.
+    def parse(data: bytes) -> Any:
+        try:
+            return data if deserialize is None else deserialize(data)
+        except Exception:
+            return _MALFORMED
+
+    return parse
+
+
+def _check_decoded(request: Any) -> Any:
+    if request is _MALFORMED:
+        rule = "must be a valid protobuf message of the method's request type, strings in UTF-8"
+        raise InvalidRequestError([Violation("request", rule, "undecodable bytes")])
+    return request
+
+
+async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _check_decoded(request)
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Wraps every method once and serves it with a request id, mapped errors and a log line."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, Any] = {}
+
+    async def intercept_service(
+        self, continuation: Callable[[Any], Awaitable[Any]], handler_call_details: grpc.HandlerCallDetails
+    ) -> Any:
+        """The wrapped handler of the method; None, and so UNIMPLEMENTED, where there is none."""
+        method = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            wrapped = self._wrapped[method] = _wrap(handler, method)
+        return wrapped
+
+
+def _wrap(handler: Any, method: str) -> Any:
+    if handler.request_streaming and handler.response_streaming:
+
+        async def stream_stream(requests: Any, context: Any) -> None:
+            async with _Serving(method, context):
+                async for response in handler.stream_stream(_decoded(requests), context):
+                    await context.write(response)
+
+        return grpc.stream_stream_rpc_method_handler(
+            stream_stream, _forgiving(handler.request_deserializer), handler.response_serializer
+        )
+    if handler.response_streaming:
+
+        async def unary_stream(request: Any, context: Any) -> None:
+            async with _Serving(method, context):
+                await handler.unary_stream(_check_decoded(request), context)
+
+        return grpc.unary_stream_rpc_method_handler(
+            unary_stream, _forgiving(handler.request_deserializer), handler.response_serializer
+        )
+
+    async def unary_unary(request: Any, context: Any) -> Any:
+        async with _Serving(method, context):
+            return await handler.unary_unary(_check_decoded(request), context)
+
+    return grpc.unary_unary_rpc_method_handler(
+        unary_unary, _forgiving(handler.request_deserializer), handler.response_serializer
+    )
+
+
+class _Serving:
+    """The time in which one call is served."""
+
+    __slots__ = ("_call", "_context")
+
+    def __init__(self, method: str, context: Any) -> None:
+        self._call = Call(_request_id(context), method)
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        enter_call(self._call)
+        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None:
+            _log(self._call, "OK")
+            return
+        if isinstance(error, asyncio.CancelledError) and self._cancelled_from_outside():
+            _log(self._call, _ending_of(self._context))
+            return
+        if not isinstance(error, Exception | asyncio.CancelledError):
+            return
+        refusal = refusal_of(error, self._call)
+        _log(self._call, refusal.code.name, refusal)
+        await abort(self._context, refusal, self._call.request_id)
+
+    @staticmethod
+    def _cancelled_from_outside() -> bool:
+        # A CancelledError of our own that escapes leaves the client waiting until its deadline (measured).
+        task = asyncio.current_task()
+        return task is not None and task.cancelling() > 0
+
+
+async def abort(context: Any, refusal: Refusal, request_id: str) -> None:
+    """End the call with ``refusal``, its details and the request id in the trailing metadata."""
+    status = refusal.status(request_id)
+    metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString())]
+    if refusal.retry_after_s is not None:
+        metadata.append((PUSHBACK_KEY, str(round(refusal.retry_after_s * 1000))))
+    await context.abort(refusal.code, status.message, tuple(metadata))
+
+
+def _ending_of(context: Any) -> str:
+    remaining = context.time_remaining()
+    return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+
+
+def _request_id(context: Any) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
+            return value
+    return secrets.token_hex(8)
+
+
+def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
+    quiet = call.method.startswith(_QUIET_SERVICES)
+    level = logging.ERROR if call.cause is not None else logging.DEBUG if quiet else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
+    fields: dict[str, object] = {
+        "request_id": call.request_id,
+        "method": call.method.rpartition("/")[2] if not quiet else call.method,
+        "status": status,
+    }
+    if refusal is not None:
+        fields["reason"] = refusal.reason
+    if call.prompt_tokens is not None:
+        fields["prompt_tokens"] = call.prompt_tokens
+    if call.completion_tokens is not None:
+        fields["completion_tokens"] = call.completion_tokens
+    if call.first_token is not None:
+        fields["ttft_ms"] = round((call.first_token - call.started) * 1000, 1)
+    fields["duration_ms"] = round((time.perf_counter() - call.started) * 1000, 1)
+    logger.log(level, "request", extra={"fields": fields}, exc_info=call.cause)

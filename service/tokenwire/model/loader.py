@@ -1,0 +1,256 @@
+"""Loads a checkpoint: a folder with safetensors, a GGUF file, or a hub id. No remote code, no pickle.
+
+Local checkpoints make no outgoing connection. Whatever goes wrong is a ModelLoadError with one line for the operator.
+"""
+
+import json
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.errors import ModelLoadError, TokenwireError
+from tokenwire.model import gguf
+from tokenwire.model.checkpoint import first_line, inspect_folder, locate, read_json, weight_sizes
+from tokenwire.model.memory import format_size, free_memory
+from tokenwire.model.quantization import BYTES_PER_VALUE, bitsandbytes_config, describe, parameter_count
+
+_CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
+_UNBOUNDED_CONTEXT = 2048
+"""Context of a model whose configuration names no limit (ALiBi, recurrent), when the operator names none either."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedModel:
+    """A model in eval mode, and everything about it that the service tells or needs."""
+
+    path: str
+    """What was loaded, for messages."""
+    model: PreTrainedModel
+    config: Any
+    """The model's transformers configuration."""
+    model_id: str
+    revision: str
+    architecture: str
+    quantization: str
+    """none, nf4, fp4, int8, or the method of a checkpoint that came quantized."""
+    dtype: str
+    """Of unquantized weights: float32, bfloat16 or float16."""
+    device_map: dict[str, str]
+    parameter_count: int
+    context_length: int
+    vocab_size: int
+    """Columns of the logits."""
+    special_tokens: dict[str, str]
+    """Variables of the chat template: bos_token, eos_token, pad_token, unk_token."""
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    """Ids that end generation, as transformers' generate takes them from the generation config."""
+    pad_token_id: int | None
+    tokenizer_json: str
+    """tokenizer.json as transformers uses it, post-processor included."""
+    chat_template: str | None
+    generation_config: dict[str, Any]
+    """What the checkpoint's generation_config.json sets."""
+
+
+def load(config: ModelConfig, engine: EngineConfig, *, progress: Callable[[str], None]) -> LoadedModel:
+    """Load what ``config`` names. ``progress`` gets a short line as each phase begins. ModelLoadError on any failure."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    path = locate(config.model, config.revision, progress)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            folder = gguf.converted(path, progress) if path.is_file() else path
+            return _load_folder(path, folder, config, engine, progress)
+        except TokenwireError:
+            raise
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ModelLoadError(f"{path}: out of memory while loading ({first_line(error)})") from error
+        except Exception as error:
+            raise ModelLoadError(f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _load_folder(
+    path: Path, folder: Path, config: ModelConfig, engine: EngineConfig, progress: Callable[[str], None]
+) -> LoadedModel:
+    settings = inspect_folder(folder)
+    device = _choose_device(config)
+    dtype = _choose_dtype(config, settings, device, from_gguf=path != folder)
+    if "quantization_config" in settings and config.quantize != "none":
+        raise ModelLoadError(f"{path}: is quantized already; leave quantize at none")
+    quantization_config = bitsandbytes_config(config, dtype)
+    device_map = _parse_device_map(config, device)
+    if config.device_map is None and "quantization_config" not in settings:
+        _check_fits(path, folder, config, dtype, device)
+    tokenizer = _load_tokenizer(path, folder)
+    phase = "loading" if quantization_config is None else f"loading and quantizing to {config.quantize}"
+    progress(f"{phase} {path.name} on {config.device_map or device}")
+    model, info = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        device_map=device_map,
+        quantization_config=quantization_config,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelLoadError(
+            f"{path}: the checkpoint lacks {len(missing)} weights of its architecture, as {missing[0]}"
+        )
+    model.eval()
+    return _describe(path, folder, config, engine, model, tokenizer, device)
+
+
+def _describe(
+    path: Path,
+    folder: Path,
+    config: ModelConfig,
+    engine: EngineConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    device: torch.device,
+) -> LoadedModel:
+    generation = model.generation_config
+    eos = generation.eos_token_id
+    placed = getattr(model, "hf_device_map", None) or {"": device}
+    return LoadedModel(
+        path=str(path),
+        model=model,
+        config=model.config,
+        model_id=config.model_id or (path.stem if path.suffix == ".gguf" else path.resolve().name),
+        revision=config.revision or "",
+        architecture=type(model).__name__,
+        quantization=describe(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device_map={name: _device_name(place) for name, place in placed.items()},
+        parameter_count=parameter_count(model),
+        context_length=_context_length(path, model.config.get_text_config(), engine),
+        vocab_size=_vocab_size(model),
+        special_tokens={
+            name: str(token) for name, token in tokenizer.special_tokens_map.items() if not isinstance(token, list)
+        },
+        bos_token_id=_first_not_none(generation.bos_token_id, tokenizer.bos_token_id),
+        eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
+        pad_token_id=_first_not_none(generation.pad_token_id, tokenizer.pad_token_id),
+        tokenizer_json=tokenizer.backend_tokenizer.to_str(),
+        chat_template=_default_template(tokenizer.chat_template),
+        generation_config=_generation_settings(folder, model),
+    )
+
+
+def _choose_device(config: ModelConfig) -> torch.device:
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(config.device)
+    except RuntimeError as error:
+        raise ModelLoadError(f"device {config.device!r} is none of auto, cpu, cuda, cuda:1 and so on") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ModelLoadError(f"device {config.device}: this machine has {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _choose_dtype(
+    config: ModelConfig, settings: dict[str, Any], device: torch.device, *, from_gguf: bool
+) -> torch.dtype:
+    if config.dtype != "auto":
+        chosen: torch.dtype = getattr(torch, config.dtype)
+        return chosen
+    if device.type == "cpu" and config.device_map is None:
+        return torch.float32
+    # A converted GGUF file is float32 for exactness only: its weights had 4 to 16 bits.
+    stored = "bfloat16" if from_gguf else settings.get("dtype") or settings.get("torch_dtype")
+    found = getattr(torch, str(stored), None)
+    return found if isinstance(found, torch.dtype) else torch.float32
+
+
+def _parse_device_map(config: ModelConfig, device: torch.device) -> Any:
+    text = config.device_map
+    if text is None:
+        return {"": device}
+    if text in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return text
+    try:
+        placed = json.loads(text)
+    except ValueError:
+        placed = None
+    if not isinstance(placed, dict) or not placed:
+        raise ModelLoadError(f"device_map {text!r} is none of auto, balanced, sequential or a JSON object")
+    return placed
+
+
+def _check_fits(path: Path, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    values = sum(weight_sizes(folder).values())
+    needed = int(values * BYTES_PER_VALUE.get(config.quantize, dtype.itemsize))
+    free = free_memory(device)
+    if needed > free:
+        weights = config.quantize if config.quantize != "none" else str(dtype).removeprefix("torch.")
+        raise ModelLoadError(
+            f"{path}: {values:,} weights as {weights} take at least {format_size(needed)}, but {device} has "
+            f"{format_size(free)} free; choose a smaller model, dtype or quantization"
+        )
+
+
+def _load_tokenizer(path: Path, folder: Path) -> PreTrainedTokenizerFast:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise ModelLoadError(f"{path}: its tokenizer cannot be loaded ({first_line(error)})") from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ModelLoadError(f"{path}: its tokenizer has no tokenizer.json form; convert it to a fast tokenizer")
+    return tokenizer
+
+
+def _context_length(path: Path, config: Any, engine: EngineConfig) -> int:
+    trained = next((getattr(config, name) for name in _CONTEXT_NAMES if getattr(config, name, None)), None)
+    asked = engine.max_context
+    if asked is not None and asked < 1:
+        raise ModelLoadError(f"max_context is {asked}; it must be at least 1")
+    if trained is None:
+        return asked or _UNBOUNDED_CONTEXT
+    if asked is not None and asked > trained:
+        raise ModelLoadError(f"{path}: max_context is {asked}, but the model was trained for {trained} positions")
+    return int(asked or trained)
+
+
+def _vocab_size(model: PreTrainedModel) -> int:
+    head = model.get_output_embeddings()
+    size = getattr(head, "out_features", None)
+    return int(size if size is not None else model.config.get_text_config().vocab_size)
+
+
+def _device_name(place: Any) -> str:
+    return f"cuda:{place}" if isinstance(place, int) else str(place)
+
+
+def _first_not_none(*values: int | None) -> int | None:
+    return next((value for value in values if value is not None), None)
+
+
+def _default_template(template: Any) -> str | None:
+    """Of several named templates the one called default, as apply_chat_template chooses."""
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _generation_settings(folder: Path, model: PreTrainedModel) -> dict[str, Any]:
+    file = folder / "generation_config.json"
+    settings = read_json(file) if file.is_file() else model.generation_config.to_diff_dict()
+    return {
+        name: value
+        for name, value in settings.items()
+        if value is not None and name != "transformers_version" and not re.match("_", name)
+    }

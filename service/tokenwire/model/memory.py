@@ -1,0 +1,89 @@
+"""How much memory there is, and how much a setting asks for. All figures in bytes."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenwire.errors import ModelLoadError
+
+if TYPE_CHECKING:
+    import torch
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGT", start=1):
+    _UNITS |= {f"{_letter}IB": 1024**_power, f"{_letter}B": 1000**_power, _letter: 1024**_power}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "512MiB" (binary), "512MB" (decimal), "512M" (binary) or "536870912". ModelLoadError if none of these."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in _UNITS:
+        raise ModelLoadError(f"kv_cache_memory: {text!r} is not a size such as 512MiB, 2GiB or 536870912")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def format_size(size: float) -> str:
+    """A size for people: "76 MiB", "1.4 GiB"."""
+    if size < 1024**2:
+        return f"{size / 1024:.0f} KiB"
+    return f"{size / 1024**2:.0f} MiB" if size < 1024**3 else f"{size / 1024**3:.1f} GiB"
+
+
+def free_memory(device: "torch.device") -> int:
+    """Bytes that can still be allocated on ``device``; on the CPU within the limits of the control group."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([_available(Path("/proc/meminfo")), *_cgroup_headrooms(Path("/sys/fs/cgroup"))])
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: its affinity mask, and the quota of its control group."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def _available(meminfo: Path) -> int:
+    try:
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
+    except OSError:
+        match = None
+    if match is not None:
+        return int(match[1]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cgroup_headrooms(root: Path) -> list[int]:
+    """Room below the limit of this process's control group and of those above it (v2), or of the v1 memory group."""
+    groups = [root]
+    try:
+        own = Path("/proc/self/cgroup").read_text()
+    except OSError:
+        own = ""
+    match = re.search(r"^0::/(.+)$", own, re.MULTILINE)
+    if match is not None:
+        group = root / match[1]
+        groups += [group, *(parent for parent in group.parents if parent.is_relative_to(root) and parent != root)]
+    files = [(group / "memory.max", group / "memory.current", group / "memory.stat") for group in groups]
+    v1 = root / "memory"
+    files.append((v1 / "memory.limit_in_bytes", v1 / "memory.usage_in_bytes", v1 / "memory.stat"))
+    rooms = []
+    for limit_file, usage_file, stat_file in files:
+        try:
+            limit = limit_file.read_text().strip()
+            if limit == "max":
+                continue
+            used = int(usage_file.read_text())
+            stat = stat_file.read_text()
+        except (OSError, ValueError):
+            continue
+        # Clean page cache counts as used but is given back under pressure; a checkpoint just read is mostly that.
+        cached = re.search(r"^(?:total_)?inactive_file (\d+)$", stat, re.MULTILINE)
+        rooms.append(max(0, int(limit) - used + (int(cached[1]) if cached else 0)))
+    return rooms

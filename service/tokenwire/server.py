@@ -1,0 +1,267 @@
+"""The front process: wire up, start the engine, answer, drain, stop."""
+
+import asyncio
+import errno
+import logging
+import signal
+import socket
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import grpc.aio
+import uvloop
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tokenwire import _native, logs
+from tokenwire.config import ServerConfig, ServiceConfig
+from tokenwire.engine.handle import EngineHandle, EngineState
+from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
+from tokenwire.health import OVERALL, Health
+from tokenwire.interceptors import CallInterceptor
+from tokenwire.reflection import add_reflection
+from tokenwire.servicers.backend import Backend
+from tokenwire.servicers.generation import GenerationServicer
+from tokenwire.servicers.model import ModelServicer
+from tokenwire.servicers.text import NativeText
+from tokenwire.servicers.tokenizer import TokenizerServicer
+from tokenwire.v1 import (
+    generation_service_pb2,
+    generation_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    tokenizer_service_pb2,
+    tokenizer_service_pb2_grpc,
+)
+
+logger = logging.getLogger("tokenwire.server")
+
+EngineFactory = Callable[[ServiceConfig], EngineHandle]
+
+GENERATION = generation_service_pb2.DESCRIPTOR.services_by_name["GenerationService"].full_name
+TOKENIZER = tokenizer_service_pb2.DESCRIPTOR.services_by_name["TokenizerService"].full_name
+MODEL = model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+
+EXIT_OK = 0
+EXIT_MODEL = 1
+EXIT_CONFIGURATION = 2
+
+CLOSING_GRACE_S = 2.0
+"""Seconds that calls get to write their last message once the engine has drained."""
+STOP_NOW_GRACE_S = 0.2
+"""Seconds that calls get to learn that the engine is gone."""
+
+_KEEPALIVE_S = 2.0
+"""A client that is gone without a word (stopped, cut off) is noticed after at most twice this: its row is freed
+within 5 s. Measured: without ``grpc.http2.ping_timeout_ms`` such a stream lives for a minute."""
+
+
+def run(config: ServiceConfig, create_engine: EngineFactory | None = None) -> int:
+    """Serve until SIGTERM or SIGINT; the exit code.
+
+    0 after a stop; 1 for a model that cannot be loaded or an engine that stays down; 2 for settings that cannot work,
+    a port in use among them. Each failure is one line on standard error. ``create_engine`` puts another engine in the
+    place of the process.
+    """
+    logs.configure(config.log)
+    try:
+        uvloop.run(Server(config, create_engine or _engine_process).serve())
+    except ConfigurationError as error:
+        logger.error("%s", error)
+        return EXIT_CONFIGURATION
+    except ModelLoadError as error:
+        logger.error("cannot load the model: %s", error)
+        return EXIT_MODEL
+    except EngineLostError as error:
+        logger.error("%s", error)
+        return EXIT_MODEL
+    return EXIT_OK
+
+
+class EngineLostError(TokenwireError):
+    """The engine died and could not be started again."""
+
+
+class Server:
+    """One run of the service. Use from one event loop."""
+
+    def __init__(self, config: ServiceConfig, create_engine: EngineFactory) -> None:
+        self._config = config
+        self._create_engine = create_engine
+        self._stop_requested = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._engine_lost = False
+        self.port: int | None = None
+        """The port listened on, once there is one."""
+        self.listening = asyncio.Event()
+        """Calls are answered."""
+        self.ready = asyncio.Event()
+        """The model is served."""
+
+    async def serve(self) -> None:
+        """Listen, load, answer until told to stop, drain, stop.
+
+        Raises ConfigurationError, ModelLoadError, and EngineLostError where the engine stays down.
+        """
+        config = self._config
+        server = _grpc_server(config)
+        address = _bind(server, config.server)
+        self.port = int(address.rpartition(":")[2])
+        engine = self._create_engine(config)
+        health = Health((GENERATION, TOKENIZER, MODEL))
+        backend = Backend(
+            engine,
+            config.limits,
+            max_running=config.engine.max_running,
+            slow_reader_timeout_s=config.server.slow_reader_timeout,
+        )
+        engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
+        _add_services(server, backend, health, reflection=config.server.reflection)
+        self._install_signals()
+        try:
+            await server.start()
+            logger.info("listening", extra={"fields": {"address": address}})
+            self.listening.set()
+            if await self._load(engine, backend):
+                _report(health, backend)
+                logger.info("ready", extra={"fields": backend.summary()})
+                self.ready.set()
+                await self._stop_requested.wait()
+                if self._engine_lost:
+                    raise EngineLostError("the engine cannot be kept running")
+                logger.info("draining", extra={"fields": {"grace_s": config.server.drain_grace}})
+                backend.draining = True
+                _report(health, backend)
+                await self._unless_stopped_now(engine.drain(config.server.drain_grace))
+        finally:
+            backend.draining = True
+            _report(health, backend)
+            health.close()
+            if not self._stop_now.is_set():
+                await self._unless_stopped_now(server.stop(CLOSING_GRACE_S))
+            await engine.stop()
+            await server.stop(STOP_NOW_GRACE_S)
+            logger.info("stopped")
+
+    def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
+        _report(health, backend)
+        # Better to end, and be started anew from outside, than to refuse for ever.
+        if state is EngineState.STOPPED and self.ready.is_set() and not backend.draining:
+            self._engine_lost = True
+            self._stop_requested.set()
+
+    async def _load(self, engine: EngineHandle, backend: Backend) -> bool:
+        """Start the engine and take over its model. False where a signal came first."""
+        loading = asyncio.ensure_future(self._start_engine(engine, backend))
+        stopping = asyncio.ensure_future(self._stop_requested.wait())
+        try:
+            await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not loading.done():
+                return False
+            loading.result()
+            return True
+        finally:
+            await _cancel(loading, stopping)
+
+    @staticmethod
+    async def _start_engine(engine: EngineHandle, backend: Backend) -> None:
+        info = await engine.start()
+        try:
+            text = await asyncio.to_thread(NativeText, info)
+        except _native.TokenizerError as error:
+            raise ModelLoadError(f"the tokenizer cannot be used: {error}") from None
+        if text.template_error is not None:
+            logger.warning("Chat is refused: the chat template cannot be compiled: %s", text.template_error)
+        backend.install(info, text)
+
+    async def _unless_stopped_now(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do ``work``; leave it where a second signal comes."""
+        working = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stop_now.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+        finally:
+            await _cancel(working, stopping)
+
+    def _install_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop)
+
+    def stop(self) -> None:
+        """Ask once to drain and stop, again to stop at once. What the signals call."""
+        if self._stop_requested.is_set():
+            self._stop_now.set()
+        self._stop_requested.set()
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+
+
+def _report(health: Health, backend: Backend) -> None:
+    serving = backend.is_serving
+    known = backend.is_installed and not backend.draining
+    health.update({OVERALL: serving, GENERATION: serving, TOKENIZER: known, MODEL: known})
+
+
+def _add_services(server: grpc.aio.Server, backend: Backend, health: Health, *, reflection: bool) -> None:
+    generation_service_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(backend), server)
+    tokenizer_service_pb2_grpc.add_TokenizerServiceServicer_to_server(TokenizerServicer(backend), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(backend), server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    if reflection:
+        add_reflection((GENERATION, TOKENIZER, MODEL, HEALTH), server)
+
+
+def _grpc_server(config: ServiceConfig) -> grpc.aio.Server:
+    keepalive_ms = int(_KEEPALIVE_S * 1000)
+    return grpc.aio.server(
+        interceptors=(CallInterceptor(),),
+        options=(
+            # Two servers on one port would each get a part of the connections, silently.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", config.limits.max_message_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", keepalive_ms),
+            ("grpc.keepalive_timeout_ms", keepalive_ms),
+            ("grpc.http2.ping_timeout_ms", keepalive_ms),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Clients may ping this often without being sent away.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ),
+    )
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
+    """Listen; the address with the port that was taken. Raises ConfigurationError.
+
+    The address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
+    """
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+        port = server.add_insecure_port(f"{host}:{config.port}")
+    except OSError as error:
+        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
+        raise ConfigurationError(f"cannot listen on {host}:{config.port}: {reason}") from None
+    except (RuntimeError, OverflowError, UnicodeError) as error:
+        raise ConfigurationError(f"cannot listen on {host}:{config.port}: {error}") from None
+    return f"{host}:{port}"
+
+
+def _engine_process(config: ServiceConfig) -> EngineHandle:
+    # Here, so that a server in front of another engine does not need this one.
+    from tokenwire.engine.process import EngineProcess
+
+    return EngineProcess(config.model, config.engine, max_queued=config.limits.max_queued)

@@ -1,0 +1,86 @@
+"""What all servicers share: the engine, and the served model once there is one."""
+
+from dataclasses import dataclass
+
+from tokenwire.config import LimitsConfig
+from tokenwire.engine.handle import EngineHandle, EngineState
+from tokenwire.engine.protocol import ModelInfo
+from tokenwire.errors import EngineUnavailableError
+from tokenwire.servicers.text import Text
+from tokenwire.validation import Bounds, check_model
+
+LOADING_RETRY_S = 2.0
+"""When a client should come back while the model loads, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The loaded model as the front uses it."""
+
+    info: ModelInfo
+    text: Text
+    bounds: Bounds
+    max_running: int
+
+
+class Backend:
+    """Engine and served model. Owned by the event loop."""
+
+    def __init__(
+        self, engine: EngineHandle, limits: LimitsConfig, *, max_running: int, slow_reader_timeout_s: float
+    ) -> None:
+        self.engine = engine
+        self.limits = limits
+        self.slow_reader_timeout_s = slow_reader_timeout_s
+        self.draining = False
+        self._max_running = max_running
+        self._served: Served | None = None
+
+    def install(self, info: ModelInfo, text: Text) -> None:
+        """Serve this model from now on."""
+        bounds = Bounds(
+            info=info,
+            limits=self.limits,
+            max_prompt_bytes=min(info.context_length, info.kv_token_capacity) * text.longest_piece_bytes,
+        )
+        self._served = Served(info, text, bounds, self._max_running)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the model is known, so that it can be described and its tokenizer used."""
+        return self._served is not None
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether new requests for generation are taken."""
+        return self.is_installed and not self.draining and self.engine.state is EngineState.READY
+
+    def summary(self) -> dict[str, object]:
+        """What is served, for the log."""
+        info = self.served("").info
+        return {
+            "model": info.model_id,
+            "quantization": info.quantization,
+            "forward_path": info.forward_path,
+            "context_length": info.context_length,
+            "kv_token_capacity": info.kv_token_capacity,
+        }
+
+    def served(self, model: str) -> Served:
+        """The served model, for calls that do not generate.
+
+        Raises EngineUnavailableError before it is loaded, UnknownModelError where ``model`` names another.
+        """
+        if self._served is None:
+            raise EngineUnavailableError(f"the model is loading: {self.engine.phase}", LOADING_RETRY_S)
+        check_model(model, self._served.info)
+        return self._served
+
+    def serving(self, model: str) -> Served:
+        """The served model, for calls that generate. Raises EngineUnavailableError while new ones are refused."""
+        if self.draining:
+            raise EngineUnavailableError("the server is shutting down")
+        served = self.served(model)
+        if self.engine.state is not EngineState.READY:
+            raise EngineUnavailableError(f"the engine is not ready: {self.engine.state.value}", LOADING_RETRY_S)
+        return served

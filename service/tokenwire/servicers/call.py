@@ -1,0 +1,42 @@
+"""What is known of the call being served: set by the interceptor, filled in by servicers, written to the log."""
+
+import time
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Call:
+    """One RPC. Times in seconds of ``time.perf_counter``; counts stay None for calls that generate nothing."""
+
+    request_id: str
+    method: str
+    started: float = field(default_factory=time.perf_counter)
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    first_token: float | None = None
+    cause: BaseException | None = None
+    """An error that nobody foresaw, for the log."""
+
+    def count(self, tokens: int) -> None:
+        """Note that ``tokens`` more tokens came out of the model."""
+        if self.first_token is None:
+            self.first_token = time.perf_counter()
+        self.completion_tokens = (self.completion_tokens or 0) + tokens
+
+    def count_prompt(self, tokens: int) -> None:
+        """Note that a prompt of ``tokens`` tokens was accepted."""
+        self.prompt_tokens = (self.prompt_tokens or 0) + tokens
+
+
+_current: ContextVar[Call] = ContextVar("tokenwire_call")
+
+
+def enter_call(call: Call) -> None:
+    """Make ``call`` the current one of this task and of the tasks that it starts."""
+    _current.set(call)
+
+
+def current_call() -> Call:
+    """The call that this task serves."""
+    return _current.get()

@@ -1,0 +1,176 @@
+"""Text to tokens and back for the served model: what servicers need of ``_native``, behind one small interface."""
+
+import asyncio
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tokenwire import _native
+from tokenwire.engine.protocol import ModelInfo
+from tokenwire.errors import InvalidRequestError, UnsupportedError, Violation
+
+R = TypeVar("R")
+
+INLINE_CHARACTERS = 256
+"""Texts up to this length are tokenized on the event loop: a thread's round trip costs more than they do."""
+
+_TOKEN_TEXT_CACHE = 65_536
+
+
+class Pieces(NamedTuple):
+    """Ids ``[T]``, vocabulary entries, and UTF-8 byte ranges ``[T, 2]`` in the text."""
+
+    token_ids: list[int]
+    pieces: list[str]
+    ranges: list[tuple[int, int]]
+
+
+class Rendered(NamedTuple):
+    """A rendered conversation: the prompt and its tokens."""
+
+    text: str
+    token_ids: list[int]
+
+
+class ChatInput(NamedTuple):
+    """What a chat template is given."""
+
+    messages_json: str
+    tools_json: str | None
+    add_generation_prompt: bool
+    continue_final_message: bool
+
+
+class Text(Protocol):
+    """Tokenizer and chat template of the served model. Calls block; safe from any thread."""
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``render`` can work."""
+
+    @property
+    def longest_piece_bytes(self) -> int:
+        """UTF-8 bytes of the longest vocabulary entry."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id that ``decode`` knows."""
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+
+    def encode_pieces(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> Pieces:
+        """Token ids of a text, with where they come from."""
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
+
+    def token_text(self, token_id: int) -> str:
+        """The token decoded alone; empty for an id that has no entry."""
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a vocabulary entry as stored."""
+
+    def check_chat_template(self) -> None:
+        """Raises UnsupportedError without a usable chat template."""
+
+    def render(self, chat: ChatInput) -> Rendered:
+        """Raises UnsupportedError without a template, InvalidRequestError where the template refuses."""
+
+
+class NativeText:
+    """Text over the extension."""
+
+    def __init__(self, info: ModelInfo) -> None:
+        self._tokenizer = _native.Tokenizer.from_json(info.tokenizer_json)
+        self._template: _native.ChatTemplate | None = None
+        self._template_error: str | None = None
+        if info.chat_template is not None:
+            try:
+                self._template = _native.ChatTemplate(
+                    info.chat_template, tokenizer=self._tokenizer, special_tokens=info.special_tokens
+                )
+            except _native.TemplateError as error:
+                self._template_error = str(error)
+        self.vocab_size = self._tokenizer.vocab_size
+        entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
+        self.longest_piece_bytes = max((len(entry.encode()) for entry in entries if entry), default=1)
+        self.token_text: Callable[[int], str] = lru_cache(_TOKEN_TEXT_CACHE)(self._token_text)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``render`` can work."""
+        return self._template is not None
+
+    @property
+    def template_error(self) -> str | None:
+        """Why the model's template cannot be used, for the log; None where it can or there is none."""
+        return self._template_error
+
+    def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
+        """Token ids of a text."""
+        ids = self._tokenizer.encode(
+            text, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+        )
+        return _as_list(ids)
+
+    def encode_pieces(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> Pieces:
+        """Token ids of a text, with where they come from."""
+        ids, pieces, ranges = self._tokenizer.encode_with_offsets(
+            text, add_special_tokens=add_special_tokens, parse_special_tokens=parse_special_tokens
+        )
+        return Pieces(_as_list(ids), pieces, [(start, end) for start, end in ranges.tolist()])
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
+        try:
+            return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+        except _native.TokenizerError as error:
+            raise InvalidRequestError([Violation("token_ids.ids", str(error), "an id that is none of them")]) from None
+
+    def _token_text(self, token_id: int) -> str:
+        if self._tokenizer.id_to_token(token_id) is None:
+            return ""
+        return self.decode([token_id], skip_special_tokens=False)
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a vocabulary entry."""
+        return self._tokenizer.token_to_id(token)
+
+    def check_chat_template(self) -> None:
+        """Raises UnsupportedError without a usable chat template."""
+        self._usable_template()
+
+    def _usable_template(self) -> _native.ChatTemplate:
+        if self._template is not None:
+            return self._template
+        if self._template_error is not None:
+            raise UnsupportedError("CHAT_TEMPLATE_UNUSABLE", "the model's chat template cannot be compiled")
+        raise UnsupportedError("NO_CHAT_TEMPLATE", "the model has no chat template; use Generate")
+
+    def render(self, chat: ChatInput) -> Rendered:
+        """The prompt of a conversation and its tokens."""
+        try:
+            rendered = self._usable_template().render(
+                chat.messages_json,
+                tools_json=chat.tools_json,
+                add_generation_prompt=chat.add_generation_prompt,
+                continue_final_message=chat.continue_final_message,
+            )
+        except _native.TemplateError as error:
+            rule = f"must be what the model's chat template takes: {error}"
+            raise InvalidRequestError([Violation("conversation", rule, "a conversation that it refuses")]) from None
+        return Rendered(rendered.text, _as_list(self._tokenizer.encode_rendered(rendered)))
+
+
+def _as_list(ids: NDArray[np.int64]) -> list[int]:
+    values: list[int] = ids.tolist()
+    return values
+
+
+async def off_loop(size: int, work: Callable[[], R]) -> R:
+    """Run ``work`` on a text of ``size`` characters: in a thread, or at once where it is short."""
+    return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)

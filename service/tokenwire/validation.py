@@ -1,0 +1,373 @@
+"""Every rule about requests, checked before any work; all violations of a request are reported at once.
+
+Ranges of sampling and stopping parameters live in Rust (``_native.SamplingParams`` and ``StoppingParams``), the rules
+between settings in ``engine.settings.resolve``; this module adds presence, sizes, counts and everything about prompts
+and conversations. Counts and sizes come first: a list that is too long is not looked at element by element.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import msgspec
+from google.protobuf.message import Message
+
+from tokenwire import _native
+from tokenwire.config import LimitsConfig
+from tokenwire.engine.protocol import ModelInfo
+from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, Note, Resolution, resolve
+from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
+from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+"""Who may speak in a conversation."""
+
+MAX_REPORTED_ELEMENTS = 8
+"""Bad elements of one list that are reported; the rest would only repeat the rule."""
+
+_CONFIG = "generation_config"
+_LIST_PATHS = {
+    "eos_token_id": "eos_token_id.ids",
+    "suppress_tokens": "suppress_tokens.ids",
+    "stop_strings": "stop_strings.values",
+}
+_SAMPLING_NAMES = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "suppress_tokens",
+    "seed",
+)
+_STOPPING_NAMES = ("min_new_tokens", "eos_token_ids", "include_stop_string")
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What the served model and the operator allow."""
+
+    info: ModelInfo
+    limits: LimitsConfig
+    max_prompt_bytes: int
+    """UTF-8 bytes above which no text can fit the context, whatever it says."""
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        """Most tokens of prompt and answer: the context, or what the KV cache can hold for one sequence."""
+        return min(self.info.context_length, self.info.kv_token_capacity)
+
+    @property
+    def capacity_name(self) -> str:
+        """What sets ``max_sequence_tokens``, for error texts."""
+        return "KV cache" if self.info.kv_token_capacity < self.info.context_length else "context"
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """OutputOptions with defaults filled in."""
+
+    logprobs: int | None
+    processed_logprobs: bool
+    skip_special_tokens: bool
+
+
+class Resolved(NamedTuple):
+    """Settings in force for one sequence, and what is to be said about them."""
+
+    settings: GenerationSettings
+    notes: tuple[Note, ...]
+    length_is_default: bool
+
+
+class Violations:
+    """Collects violations; one per field, the first rule that it breaks."""
+
+    def __init__(self) -> None:
+        self._items: dict[str, Violation] = {}
+
+    def add(self, field: str, rule: str, value: object) -> None:
+        """Note that ``field`` breaks ``rule``."""
+        self._items.setdefault(field, Violation(field, rule, shorten(value)))
+
+    def extend(self, violations: Iterable[Violation]) -> None:
+        """Note violations found elsewhere."""
+        for violation in violations:
+            self._items.setdefault(violation.field, violation)
+
+    def covers(self, field: str) -> bool:
+        """Whether something is noted about ``field`` or a part of it."""
+        return any(noted == field or noted.startswith((f"{field}.", f"{field}[")) for noted in self._items)
+
+    def check(self) -> None:
+        """Raise InvalidRequestError with everything noted, if there is anything."""
+        if self._items:
+            raise InvalidRequestError(list(self._items.values()))
+
+    def __bool__(self) -> bool:
+        return bool(self._items)
+
+
+class Verbatim(str):
+    """A value that is shown without quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __getitem__(self, key: Any) -> "Verbatim":
+        return Verbatim(super().__getitem__(key))
+
+
+def shorten(value: object, limit: int = 60) -> str:
+    """A value as it appears in an error text: at most ``limit`` characters."""
+    text = repr(value[: limit + 1]) if isinstance(value, str | bytes) else repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def check_model(model: str, info: ModelInfo) -> None:
+    """Raise UnknownModelError unless ``model`` is empty or the served one."""
+    if model and model != info.model_id:
+        raise UnknownModelError(shorten(model, 200)[1:-1], info.model_id)
+
+
+def flag(message: Message, name: str) -> bool:
+    """Value of an optional bool whose default is true."""
+    return bool(getattr(message, name)) if message.HasField(name) else True
+
+
+def output_of(output: generation_pb2.OutputOptions) -> Output:
+    """The options with their defaults."""
+    return Output(
+        logprobs=output.logprobs if output.HasField("logprobs") else None,
+        processed_logprobs=output.processed_logprobs,
+        skip_special_tokens=flag(output, "skip_special_tokens"),
+    )
+
+
+def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violations: Violations, path: str) -> None:
+    """Check what can be told without tokenizing."""
+    has_text, has_ids = prompt.HasField("text"), len(prompt.token_ids) > 0
+    if has_text and has_ids:
+        violations.add(path, "must have either text or token_ids, not both", "both")
+    elif has_ids:
+        _check_room(len(prompt.token_ids), bounds, violations, f"{path}.token_ids")
+        if len(prompt.token_ids) < bounds.max_sequence_tokens:
+            check_token_ids(prompt.token_ids, bounds.info.vocab_size, violations, f"{path}.token_ids")
+        for name in ("add_special_tokens", "parse_special_tokens"):
+            if prompt.HasField(name):
+                violations.add(f"{path}.{name}", "must be unset with token_ids", getattr(prompt, name))
+    elif not has_text:
+        violations.add(path, "must have text or token_ids", "neither")
+    elif not prompt.text:
+        violations.add(f"{path}.text", "must not be empty", "")
+    else:
+        check_text_size(prompt.text, bounds, violations, f"{path}.text")
+
+
+def check_text_size(text: str, bounds: Bounds, violations: Violations, path: str) -> None:
+    """Check that a text can fit the context at all, before it is tokenized."""
+    if len(text) > bounds.max_prompt_bytes or (
+        len(text) * 4 > bounds.max_prompt_bytes and len(text.encode()) > bounds.max_prompt_bytes
+    ):
+        rule = (
+            f"must be at most {bounds.max_prompt_bytes} bytes: longer texts do not fit the {bounds.capacity_name} of "
+            f"{bounds.max_sequence_tokens} tokens"
+        )
+        violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))
+
+
+def check_token_ids(ids: Sequence[int], vocab_size: int, violations: Violations, path: str) -> None:
+    """Check that every id lies in the vocabulary."""
+    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
+        bad = [index for index, token_id in enumerate(ids) if not 0 <= token_id < vocab_size]
+        for index in bad[:MAX_REPORTED_ELEMENTS]:
+            violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", ids[index])
+
+
+def check_prompt_tokens(count: int, bounds: Bounds, path: str) -> None:
+    """Check the length of a tokenized prompt. Raises InvalidRequestError."""
+    violations = Violations()
+    if count == 0:
+        violations.add(path, "must give at least one token", Verbatim("none"))
+    _check_room(count, bounds, violations, path)
+    violations.check()
+
+
+def _check_room(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
+    if count >= bounds.max_sequence_tokens:
+        rule = f"must leave room for an answer in the {bounds.capacity_name} of {bounds.max_sequence_tokens} tokens"
+        violations.add(path, rule, Verbatim(f"{count} tokens"))
+
+
+def check_conversation(
+    conversation: chat_pb2.Conversation, bounds: Bounds, violations: Violations, path: str = "conversation"
+) -> None:
+    """Check roles, contents, tools and how the turn is to be opened."""
+    limits = bounds.limits
+    messages, tools = conversation.messages, conversation.tools
+    if not messages:
+        violations.add(f"{path}.messages", "must have at least one message", Verbatim("none"))
+    if _within(messages, limits.max_messages, violations, f"{path}.messages", "messages"):
+        for index, message in enumerate(messages):
+            _check_message(message, violations, f"{path}.messages[{index}]")
+    if _within(tools, limits.max_tools, violations, f"{path}.tools", "tools"):
+        for index, tool in enumerate(tools):
+            if not tool.name:
+                violations.add(f"{path}.tools[{index}].name", "must not be empty", "")
+            _check_json_object(tool.parameters_json, violations, f"{path}.tools[{index}].parameters_json")
+    if conversation.continue_final_message:
+        if conversation.add_generation_prompt:
+            violations.add(f"{path}.continue_final_message", "must not be set with add_generation_prompt", True)
+        elif messages and not any(part.text for part in messages[-1].content):
+            rule = "must not be empty with continue_final_message"
+            violations.add(f"{path}.messages[{len(messages) - 1}].content", rule, Verbatim("none"))
+    total = sum(len(part.text) for message in messages for part in message.content)
+    if total > bounds.max_prompt_bytes:
+        rule = f"must be at most {bounds.max_prompt_bytes} bytes together: more do not fit the {bounds.capacity_name}"
+        violations.add(f"{path}.messages", rule, Verbatim(f"{total} characters"))
+
+
+def _check_message(message: chat_pb2.ChatMessage, violations: Violations, path: str) -> None:
+    if message.role not in ROLES:
+        violations.add(f"{path}.role", f"must be one of {', '.join(ROLES)}", message.role)
+    if not message.content and not message.tool_calls:
+        violations.add(f"{path}.content", "must not be empty without tool_calls", Verbatim("none"))
+    for index, part in enumerate(message.content):
+        if part.WhichOneof("part") is None:
+            violations.add(f"{path}.content[{index}]", "must have text", Verbatim("nothing this server knows"))
+    if message.role != "assistant":
+        if message.tool_calls:
+            violations.add(f"{path}.tool_calls", "only for role assistant", Verbatim(f"role {shorten(message.role)}"))
+        if message.reasoning_content:
+            rule = "only for role assistant"
+            violations.add(f"{path}.reasoning_content", rule, Verbatim(f"role {shorten(message.role)}"))
+    if message.role != "tool" and message.tool_call_id:
+        violations.add(f"{path}.tool_call_id", "only for role tool", Verbatim(f"role {shorten(message.role)}"))
+    for index, call in enumerate(message.tool_calls):
+        if not call.name:
+            violations.add(f"{path}.tool_calls[{index}].name", "must not be empty", "")
+        _check_json_object(call.arguments_json, violations, f"{path}.tool_calls[{index}].arguments_json")
+
+
+def _check_json_object(text: str, violations: Violations, path: str) -> None:
+    if not text:
+        return
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        violations.add(path, "must be a JSON object", text)
+    else:
+        if not isinstance(value, dict):
+            violations.add(path, "must be a JSON object", text)
+
+
+def _within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Violations, path: str, what: str) -> bool:
+    if len(items) <= limit:
+        return True
+    violations.add(path, f"must have at most {limit} {what}", Verbatim(f"{len(items)} {what}"))
+    return False
+
+
+def check_generation(
+    overrides: GenerationOverrides, output: Output, bounds: Bounds, violations: Violations, *, prompt_tokens: int = 1
+) -> None:
+    """Check the settings of a request. ``prompt_tokens``: how many the prompt has, or at least has."""
+    if not _check_sizes(overrides, output, bounds.limits, violations):
+        return
+    violations.extend(_native_violations(overrides, bounds.info))
+    resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
+    # Both look at ranges; where Rust named the element, the list as a whole says no more.
+    violations.extend(violation for violation in resolution.violations if not violations.covers(violation.field))
+
+
+def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
+    """Check how many prompts a batch has."""
+    if not 1 <= count <= bounds.limits.max_batch_size:
+        rule = f"must have 1 to {bounds.limits.max_batch_size} prompts"
+        violations.add(path, rule, Verbatim(f"{count} prompts"))
+
+
+def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolved:
+    """The settings in force for a prompt of this length. Raises InvalidRequestError."""
+    resolution = _resolve(overrides, output, bounds, prompt_tokens)
+    if resolution.settings is None:
+        raise InvalidRequestError(list(resolution.violations))
+    return Resolved(resolution.settings, resolution.notes, resolution.length_is_default)
+
+
+def _resolve(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolution:
+    return resolve(
+        overrides,
+        bounds.info.defaults,
+        prompt_tokens=prompt_tokens,
+        context_length=bounds.max_sequence_tokens,
+        vocab_size=bounds.info.vocab_size,
+        logprobs=output.logprobs,
+        processed_logprobs=output.processed_logprobs,
+        skip_special_tokens=output.skip_special_tokens,
+    )
+
+
+def _check_sizes(overrides: GenerationOverrides, output: Output, limits: LimitsConfig, violations: Violations) -> bool:
+    """Counts and lengths. False where a list is too long to be looked into."""
+    stop_strings = overrides.stop_strings or ()
+    path = f"{_CONFIG}.stop_strings.values"
+    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
+    if fits:
+        for index, text in enumerate(stop_strings):
+            size = len(text.encode())
+            if size > limits.max_stop_string_bytes:
+                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
+                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
+            elif size == 0:
+                violations.add(f"{path}[{index}]", "must not be empty", "")
+    for ids, name in (
+        (overrides.eos_token_ids or (), "eos_token_id.ids"),
+        (overrides.stop_token_ids, "stop_token_ids"),
+        (overrides.suppress_tokens or (), "suppress_tokens.ids"),
+    ):
+        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
+    bias = overrides.logit_bias
+    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
+    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
+        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
+    return fits
+
+
+def _native_violations(overrides: GenerationOverrides, info: ModelInfo) -> list[Violation]:
+    """What Rust says about the fields that the request sets."""
+    values = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
+    found: list[Violation] = []
+    sampling = {name: values[name] for name in _SAMPLING_NAMES if name in values}
+    stopping = {name: values[name] for name in _STOPPING_NAMES if name in values}
+    try:
+        _native.SamplingParams(vocab_size=info.vocab_size, logit_bias=overrides.logit_bias, **sampling)
+    except _native.InvalidParametersError as error:
+        found += _named(error)
+    try:
+        _native.StoppingParams(
+            vocab_size=info.vocab_size,
+            # A length that follows from the prompt is judged once the prompt is tokenized.
+            max_new_tokens=values.get("max_new_tokens", info.context_length),
+            stop_token_ids=overrides.stop_token_ids,
+            stop_strings=tuple(text for text in overrides.stop_strings or () if text),
+            **stopping,
+        )
+    except _native.InvalidParametersError as error:
+        found += _named(error)
+    return found
+
+
+def _named(error: _native.InvalidParametersError) -> list[Violation]:
+    violations = []
+    for field, rule, value in error.violations:
+        name, bracket, index = field.partition("[")
+        path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
+        violations.append(Violation(path, rule, shorten(Verbatim(value))))
+    return violations

@@ -1,0 +1,106 @@
+"""GenerateBatch: each item by itself, through a queue smaller than the batch."""
+
+from typing import Any
+
+import grpc
+from conftest import Service, service_config
+from fakes import FakeEngine, FakeStream, say
+from google.rpc import error_details_pb2, status_pb2
+from test_statuses import failure
+from tokenwire.config import LimitsConfig
+from tokenwire.errors import EngineUnavailableError, RowFailedError
+from tokenwire.v1 import generation_pb2, generation_service_pb2
+
+
+def batch(*texts: str, **config: object) -> generation_service_pb2.GenerateBatchRequest:
+    return generation_service_pb2.GenerateBatchRequest(
+        prompts=[generation_service_pb2.Prompt(text=text) for text in texts],
+        generation_config=generation_pb2.GenerationConfig(**config),  # type: ignore[arg-type]
+    )
+
+
+def echo(stream: FakeStream) -> None:
+    stream.answer(bytes(stream.prompt_ids).decode())
+
+
+async def test_items_answer_in_the_order_of_the_prompts(service: Service, engine: FakeEngine) -> None:
+    engine.script = echo
+    answer = await service.generation.GenerateBatch(batch("a", "b", "c"))
+    assert [item.response.sequences[0].text for item in answer.items] == ["a", "b", "c"]
+
+
+async def test_a_bad_item_fails_alone(service: Service, engine: FakeEngine) -> None:
+    def script(stream: FakeStream) -> None:
+        if bytes(stream.prompt_ids) == b"nan":
+            stream.fail(RowFailedError("secret"))
+        elif bytes(stream.prompt_ids) == b"dead":
+            stream.fail(EngineUnavailableError("the engine ended"))
+        else:
+            echo(stream)
+
+    engine.script = script
+    answer = await service.generation.GenerateBatch(batch("ok", "", "nan", "x" * 127 + "yz", "dead"))
+    assert [item.WhichOneof("outcome") for item in answer.items] == ["response"] + ["error"] * 4
+    codes = [item.error.code for item in answer.items[1:]]
+    expected = [
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.UNAVAILABLE,
+    ]
+    assert codes == [code.value[0] for code in expected]
+    status = status_pb2.Status.FromString(answer.items[1].error.SerializeToString())
+    bad_request = error_details_pb2.BadRequest()
+    assert any(detail.Unpack(bad_request) for detail in status.details)
+    assert [violation.field for violation in bad_request.field_violations] == ["prompts[1].text"]
+    assert b"secret" not in answer.SerializeToString()
+
+
+async def test_settings_are_judged_once_for_all(service: Service) -> None:
+    failed = await failure(service.generation.GenerateBatch(batch("a", "b", top_k=-1)))
+    assert failed.fields == {"generation_config.top_k"}
+
+
+async def test_counts(start: Any) -> None:
+    service = await start(FakeEngine(script=echo), service_config(LimitsConfig(max_batch_size=3)))
+    assert len((await service.generation.GenerateBatch(batch("a", "b", "c"))).items) == 3
+    for texts in ([], ["a"] * 4):
+        assert (await failure(service.generation.GenerateBatch(batch(*texts)))).fields == {"prompts"}
+
+
+async def test_larger_than_the_queue(start: Any) -> None:
+    service = await start(FakeEngine(capacity=3), service_config(max_running=8))
+    call = service.generation.GenerateBatch(batch(*(str(number) for number in range(40))))
+    for _ in range(40):
+        echo(await service.engine.submitted.get())
+    answer = await call
+    assert [item.response.sequences[0].text for item in answer.items] == [str(number) for number in range(40)]
+    assert service.engine.most_open == 3
+
+
+async def test_leaves_room_for_others(start: Any) -> None:
+    service = await start(FakeEngine(), service_config(max_running=2))
+    call = service.generation.GenerateBatch(batch(*("x" for _ in range(20))))
+    for _ in range(20):
+        echo(await service.engine.submitted.get())
+    await call
+    assert service.engine.most_open == 4
+
+
+async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeEngine) -> None:
+    engine.script = say("x")
+    await service.generation.GenerateBatch(batch("a", "b", "c", do_sample=True, seed=5))
+    assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [
+        (0, 5),
+        (1, 5),
+        (2, 5),
+    ]
+
+
+async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> None:
+    call = service.generation.GenerateBatch(batch("a", "b", "c"))
+    streams = [await engine.submitted.get() for _ in range(3)]
+    call.cancel()
+    for stream in streams:
+        await stream.closed.wait()
+    assert not engine.open

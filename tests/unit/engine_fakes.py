@@ -1,0 +1,128 @@
+"""A model and a sampler without torch and without Rust, made so that a mistake in the engine changes the tokens.
+
+The fake model keeps its KV cache as the tokens themselves, written and read through block tables only: the next token
+is a hash of what the table says came before. A wrong block, position, chunk or recomputation gives another token.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenwire.engine.protocol import Submit
+from tokenwire.engine.settings import GenerationSettings
+from tokenwire.model.batch import ForwardBatch
+
+VOCAB = 97
+NAN_TOKEN = 96
+"""A prompt that begins with it gets NaN logits."""
+
+
+def next_token(tokens: Sequence[int]) -> int:
+    """The token that the fake model gives after ``tokens``; never NAN_TOKEN."""
+    state = 17
+    for token in tokens:
+        state = (state * 31 + token + 1) % 1_000_003
+    return state % (VOCAB - 1)
+
+
+def expected_answer(prompt: Sequence[int], max_new_tokens: int, eos: Sequence[int] = ()) -> list[int]:
+    """What one sequence gives if it is served alone by a loop without an engine."""
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        tokens.append(next_token(tokens))
+        if tokens[-1] in eos:
+            break
+    return tokens[len(prompt) :]
+
+
+@dataclass
+class FakeRunner:
+    """Implements `tokenwire.model.batch.Runner`, and checks what the contract promises to it."""
+
+    num_blocks: int = 64
+    block_size: int = 4
+    context_length: int = 4096
+    max_prefill_rows: int | None = None
+    supports_chunked_prefill: bool = True
+    vocab_size: int = VOCAB
+    on_forward: Callable[[ForwardBatch], None] | None = None
+    batches: list[ForwardBatch] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.cache = [[-1] * self.block_size for _ in range(self.num_blocks)]
+
+    def forward(self, batch: ForwardBatch) -> NDArray[np.float32]:
+        held = [block for table in batch.block_tables for block in table]
+        assert len(held) == len(set(held)), "two sequences share a block"
+        self.batches.append(batch)
+        if self.on_forward is not None:
+            self.on_forward(batch)
+        rows = []
+        for tokens, start, table, wanted in zip(
+            batch.token_ids, batch.num_computed_tokens, batch.block_tables, batch.wants_logits, strict=True
+        ):
+            assert tokens
+            for position, token in enumerate(tokens, start):
+                self.cache[table[position // self.block_size]][position % self.block_size] = token
+            if wanted:
+                seen = [
+                    self.cache[table[position // self.block_size]][position % self.block_size]
+                    for position in range(start + len(tokens))
+                ]
+                rows.append((seen[0], next_token(seen)))
+        logits = np.zeros((len(rows), self.vocab_size), np.float32)
+        for row, (first, token) in enumerate(rows):
+            logits[row, token] = np.nan if first == NAN_TOKEN else 1.0
+        return logits
+
+    def release(self, sequence_ids: list[int]) -> None:
+        self.released.extend(sequence_ids)
+
+
+@dataclass
+class FakeGeneration:
+    settings: GenerationSettings
+    num_generated: int = 0
+
+
+@dataclass
+class FakeEmission:
+    token_id: int
+    text: str = ""
+    finish_reason: str | None = None
+    stop_string: str | None = None
+    stop_token_id: int | None = None
+    logprob: float | None = None
+    top_logprobs: list[tuple[int, float]] = field(default_factory=list)
+    error: str | None = None
+
+
+def make_generation(submit: Submit) -> FakeGeneration:
+    if submit.settings.temperature < 0:
+        raise ValueError("temperature: must be above 0")
+    return FakeGeneration(submit.settings)
+
+
+class FakeSampler:
+    """Greedy; the text of token 5 is ``5.``."""
+
+    def step(self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration]) -> list[FakeEmission]:
+        assert logits.shape == (len(generations), VOCAB)
+        emissions = []
+        for row, generation in zip(logits, generations, strict=True):
+            if np.isnan(row).any():
+                emissions.append(FakeEmission(-1, error="the logits hold NaN"))
+                continue
+            token = int(row.argmax())
+            generation.num_generated += 1
+            emission = FakeEmission(token, f"{token}.")
+            if token in generation.settings.eos_token_ids:
+                emission.finish_reason, emission.stop_token_id = "eos", token
+            elif generation.num_generated == generation.settings.max_new_tokens:
+                emission.finish_reason = "length"
+            if generation.settings.logprobs is not None:
+                emission.logprob, emission.top_logprobs = -0.5, [(token, -0.5)]
+            emissions.append(emission)
+        return emissions

@@ -1,0 +1,180 @@
+"""Rules that need no server: what is collected, in which words, and at which cost."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from tokenwire import validation
+from tokenwire.config import LimitsConfig
+from tokenwire.engine.protocol import ModelInfo
+from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
+from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
+from tokenwire.validation import Bounds, Output, Violations
+
+VOCAB_SIZE, CONTEXT = 100, 32
+PLAIN = Output(logprobs=None, processed_logprobs=False, skip_special_tokens=True)
+
+
+def bounds(kv_token_capacity: int = 1000, **limits: int) -> Bounds:
+    info = ModelInfo(
+        model_id="m",
+        revision="",
+        architecture="A",
+        quantization="none",
+        dtype="float32",
+        device_map={},
+        forward_path="paged",
+        forward_path_reason="",
+        parameter_count=1,
+        context_length=CONTEXT,
+        vocab_size=VOCAB_SIZE,
+        kv_token_capacity=kv_token_capacity,
+        special_tokens={},
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=None,
+        tokenizer_json="",
+        chat_template=None,
+        defaults=GenerationOverrides(),
+        unapplied_defaults=(),
+    )
+    return Bounds(info=info, limits=LimitsConfig(**limits), max_prompt_bytes=CONTEXT * 4)
+
+
+def found(violations: Violations) -> list[Violation]:
+    try:
+        violations.check()
+    except InvalidRequestError as error:
+        return error.violations
+    return []
+
+
+def judge(overrides: GenerationOverrides, output: Output = PLAIN, **limits: int) -> dict[str, Violation]:
+    violations = Violations()
+    validation.check_generation(overrides, output, bounds(**limits), violations)
+    return {violation.field: violation for violation in found(violations)}
+
+
+def test_nothing_noted_raises_nothing() -> None:
+    Violations().check()
+
+
+def test_the_first_rule_of_a_field_is_kept() -> None:
+    violations = Violations()
+    violations.add("a", "first", 1)
+    violations.add("a", "second", 2)
+    violations.add("b", "third", "x")
+    assert found(violations) == [Violation("a", "first", "1"), Violation("b", "third", "'x'")]
+
+
+@settings(deadline=None)
+@given(st.text(), st.integers(10, 100))
+def test_values_are_shortened(text: str, limit: int) -> None:
+    shown = validation.shorten(text, limit)
+    assert len(shown) <= limit
+    if len(repr(text)) <= limit:
+        assert shown == repr(text)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@given(
+    st.builds(
+        GenerationOverrides,
+        max_new_tokens=st.none() | st.integers(-1, 40),
+        max_length=st.none() | st.integers(-1, 40),
+        min_new_tokens=st.none() | st.integers(-1, 40),
+        do_sample=st.none() | st.booleans(),
+        temperature=st.none() | st.floats(-0.25, 1.25, width=32),
+        top_k=st.none() | st.integers(-1, 40),
+        top_p=st.none() | st.floats(-0.25, 1.25, width=32),
+        min_p=st.none() | st.floats(-0.25, 1.25, width=32),
+        typical_p=st.none() | st.floats(-0.25, 1.25, width=32),
+        repetition_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
+        presence_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
+        frequency_penalty=st.none() | st.floats(-0.25, 1.25, width=32),
+        seed=st.none() | st.integers(-(2**63), 2**63 - 1),
+        stop_strings=st.none() | st.lists(st.text(min_size=1, max_size=3), max_size=3).map(tuple),
+        eos_token_ids=st.none() | st.lists(st.integers(-1, 100), max_size=3).map(tuple),
+        stop_token_ids=st.lists(st.integers(-1, 100), max_size=3).map(tuple),
+        suppress_tokens=st.none() | st.lists(st.integers(-1, 100), max_size=3).map(tuple),
+        logit_bias=st.dictionaries(st.integers(-1, 100), st.floats(width=32), max_size=3),
+    )
+)
+def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: GenerationOverrides) -> None:
+    # Nothing but the prompt's length may refuse a request after its prompt was tokenized.
+    assume(not judge(overrides))
+    refused: set[str] = set()
+    try:
+        resolved = validation.resolve_settings(overrides, PLAIN, bounds(), 2)
+    except InvalidRequestError as error:
+        refused = {violation.field.removeprefix("generation_config.") for violation in error.violations}
+    else:
+        assert 1 <= resolved.settings.max_new_tokens <= CONTEXT - 2
+    assert refused <= {"max_new_tokens", "max_length", "min_new_tokens"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "limits", "field"),
+    [
+        ({"stop_strings": ("a",) * 10**6}, {}, "generation_config.stop_strings.values"),
+        ({"stop_token_ids": (-1,) * 10**6}, {}, "generation_config.stop_token_ids"),
+        ({"eos_token_ids": (1,) * 3}, {"max_token_ids": 2}, "generation_config.eos_token_id.ids"),
+        ({"logit_bias": dict.fromkeys(range(10**5), 500.0)}, {}, "generation_config.logit_bias"),
+    ],
+)
+def test_a_list_that_is_too_long_is_not_looked_into(overrides: Any, limits: Any, field: str) -> None:
+    assert set(judge(GenerationOverrides(**overrides), **limits)) == {field}
+
+
+@pytest.mark.parametrize(
+    ("asked", "limit", "fits"), [(0, 0, True), (1, 0, False), (20, 20, True), (21, 20, False), (-1, 20, False)]
+)
+def test_logprobs(asked: int, limit: int, fits: bool) -> None:
+    output = Output(logprobs=asked, processed_logprobs=False, skip_special_tokens=True)
+    assert (judge(GenerationOverrides(), output, max_logprobs=limit) == {}) is fits
+
+
+@pytest.mark.parametrize(("capacity", "name"), [(1000, "context of 32"), (16, "KV cache of 16")])
+def test_a_refusal_names_what_is_too_small(capacity: int, name: str) -> None:
+    with pytest.raises(InvalidRequestError, match=name):
+        validation.check_prompt_tokens(32, bounds(capacity), "prompt.text")
+    validation.check_prompt_tokens(min(capacity, 32) - 1, bounds(capacity), "prompt.text")
+
+
+def test_a_text_without_tokens_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="at least one token"):
+        validation.check_prompt_tokens(0, bounds(), "prompt.text")
+
+
+@pytest.mark.parametrize(("text", "fits"), [("x" * 128, True), ("x" * 129, False), ("é" * 64, True), ("é" * 65, False)])
+def test_size_in_bytes_is_judged_before_tokenizing(text: str, fits: bool) -> None:
+    violations = Violations()
+    prompt = generation_service_pb2.Prompt(text=text)
+    validation.check_prompt(prompt, bounds(), violations, "prompt")
+    assert (not violations) is fits
+
+
+@pytest.mark.parametrize("model", ["", "m"])
+def test_the_served_model(model: str) -> None:
+    validation.check_model(model, bounds().info)
+
+
+def test_another_model() -> None:
+    with pytest.raises(UnknownModelError, match="'other'"):
+        validation.check_model("other", bounds().info)
+
+
+def test_output_defaults() -> None:
+    assert validation.output_of(generation_pb2.OutputOptions()) == PLAIN
+    options = generation_pb2.OutputOptions(logprobs=0, processed_logprobs=True, skip_special_tokens=False)
+    assert validation.output_of(options) == Output(logprobs=0, processed_logprobs=True, skip_special_tokens=False)
+
+
+@pytest.mark.parametrize("role", validation.ROLES)
+def test_roles(role: str) -> None:
+    violations = Violations()
+    message = chat_pb2.ChatMessage(role=role, content=[chat_pb2.ContentPart(text="x")])
+    validation.check_conversation(chat_pb2.Conversation(messages=[message]), bounds(), violations)
+    assert not violations
