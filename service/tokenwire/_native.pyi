@@ -4,7 +4,7 @@ Token ids cross as int64 arrays, logits as C-contiguous float32 (or bfloat16 bit
 CPU. Every call that works releases the GIL. No call panics across the border: a bug surfaces as ``RuntimeError``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Self, final
 
 import numpy as np
@@ -97,7 +97,7 @@ class Tokenizer:
         special (``<think>`` in Qwen) are read everywhere, as transformers does.
         """
 
-    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Iterable[int] | NDArray[np.int64], *, skip_special_tokens: bool = True) -> str:
         """Text of ids; equal to transformers' ``decode`` without clean-up. Raises TokenizerError for unknown ids."""
 
 @final
@@ -168,7 +168,10 @@ def pad(
 
 @final
 class SamplingParams:
-    """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges."""
+    """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges.
+
+    The defaults switch every warper and penalty off, ``top_k`` included; the service's own stand in ``engine.settings``.
+    """
 
     def __new__(
         cls,
@@ -176,7 +179,7 @@ class SamplingParams:
         vocab_size: int,
         do_sample: bool = False,
         temperature: float = 1.0,
-        top_k: int = 50,
+        top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
         typical_p: float = 1.0,
@@ -184,7 +187,7 @@ class SamplingParams:
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
         logit_bias: dict[int, float] | None = None,
-        suppress_tokens: Sequence[int] = (),
+        suppress_tokens: Iterable[int] = (),
         seed: int = 0,
         logprobs: int | None = None,
         processed_logprobs: bool = False,
@@ -201,8 +204,8 @@ class StoppingParams:
         vocab_size: int,
         max_new_tokens: int,
         min_new_tokens: int = 0,
-        eos_token_ids: Sequence[int] = (),
-        stop_token_ids: Sequence[int] = (),
+        eos_token_ids: Iterable[int] = (),
+        stop_token_ids: Iterable[int] = (),
         stop_strings: Sequence[str] = (),
         include_stop_string: bool = False,
     ) -> Self:
@@ -215,7 +218,7 @@ class Generation:
     def __new__(
         cls,
         tokenizer: Tokenizer,
-        prompt_ids: Sequence[int] | NDArray[np.int64],
+        prompt_ids: Iterable[int] | NDArray[np.int64],
         sampling: SamplingParams,
         stopping: StoppingParams,
         *,
@@ -257,13 +260,17 @@ class Emission:
 
     @property
     def error(self) -> str | None:
-        """Why this row alone failed: its logits hold NaN, or no token is allowed. The sequence is finished."""
+        """Why this row alone failed: its logits hold NaN, no token is allowed, or a bug. The sequence is finished."""
 
 @final
 class Sampler:
     """Processors, choice, detokenization and stop checks for a whole batch."""
 
-    def __new__(cls) -> Self: ...
+    def __new__(cls, *, threads: int = 1) -> Self:
+        """``threads``: most threads of one step, the caller's included. Raises InvalidParametersError below 1.
+
+        Rows are spread over them only where a batch is large enough to gain by it.
+        """
     def step(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generations: Sequence[Generation]
     ) -> list[Emission]:

@@ -47,7 +47,7 @@ GOOD_SAMPLING: list[dict[str, Any]] = [
     {"seed": -(2**63)},
     {"seed": 2**63 - 1, "logprobs": 0, "processed_logprobs": True},
     {"logprobs": VOCAB, "suppress_tokens": np.array([0, 99])},
-    {"vocab_size": 8},  # transformers' default top-k of 50 is for any vocabulary
+    {"vocab_size": 8},
 ]
 
 
@@ -90,6 +90,11 @@ def test_one_list_may_hold_several_violations() -> None:
         ("suppress_tokens[0]", "must be a token id from 0 to 99", "-1"),
         ("suppress_tokens[2]", "must be a token id from 0 to 99", "100"),
     ]
+
+
+def test_no_default_is_outside_the_range_of_a_small_vocabulary() -> None:
+    _native.SamplingParams(vocab_size=1)
+    assert violations(_native.SamplingParams, vocab_size=8, top_k=9) == [("top_k", "must be from 0 to 8", "9")]
 
 
 @pytest.mark.parametrize("arguments", GOOD_SAMPLING)

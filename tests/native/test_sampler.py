@@ -14,7 +14,7 @@ from tokenwire import _native
 MIXED: list[dict[str, Any]] = [
     {},
     {"do_sample": True, "top_k": 0},
-    {"do_sample": True, "temperature": 0.8, "top_k": 50},
+    {"do_sample": True, "temperature": 0.8, "top_k": VOCAB},
     {"do_sample": True, "top_k": 0, "top_p": 0.9},
     {"do_sample": True, "top_k": 0, "min_p": 0.1, "repetition_penalty": 1.3},
     {"do_sample": True, "top_k": 0, "typical_p": 0.8, "presence_penalty": 1.0},
@@ -53,12 +53,13 @@ def test_a_seed_gives_the_same_tokens_alone_and_among_others(settings: dict[str,
     assert [second.step(logits, batch)[place].token_id for logits in steps] == expected
 
 
-def test_threads_change_nothing() -> None:
+@pytest.mark.parametrize("threads", [1, 3, 64])
+def test_threads_change_nothing(threads: int) -> None:
     """More than a million logits are spread over threads."""
     vocab, rows = 40_000, 32
     logits = logits_of(rows, vocab)
     settings = [{"vocab_size": vocab, "seed": index, **MIXED[index % len(MIXED)]} for index in range(rows)]
-    together = _native.Sampler().step(logits, [make_generation(**chosen) for chosen in settings])
+    together = _native.Sampler(threads=threads).step(logits, [make_generation(**chosen) for chosen in settings])
     for index, chosen in enumerate(settings):
         (alone,) = _native.Sampler().step(logits[index : index + 1].copy(), [make_generation(**chosen)])
         assert (alone.token_id, alone.top_logprobs) == (together[index].token_id, together[index].top_logprobs)
@@ -197,6 +198,18 @@ def test_a_refused_batch_changes_nothing() -> None:
             sampler.step(forcing(1, 1), generations)
         assert fresh.num_generated == 0
     assert sampler.step(forcing(1), [fresh])[0].token_id == 1
+
+
+@pytest.mark.parametrize("threads", [0, -1, -(10**60)])
+def test_a_sampler_needs_a_thread(threads: int) -> None:
+    with pytest.raises(_native.InvalidParametersError, match="threads: must be at least 1, got -?[0-9]"):
+        _native.Sampler(threads=threads)
+
+
+def test_by_default_every_token_can_be_drawn() -> None:
+    logits = np.arange(200, dtype=np.float32)
+    generation = make_generation(vocab_size=200, do_sample=True)
+    assert _native.Sampler().processed_logits(logits, generation).tolist() == logits.tolist()
 
 
 def test_an_empty_batch_gives_nothing() -> None:

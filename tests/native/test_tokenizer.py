@@ -101,15 +101,30 @@ def test_vocabulary(pair: Pair) -> None:
         assert pair.native.id_to_token(token_id) == pair.reference.id_to_token(token_id)
     assert pair.native.token_to_id("no such entry") is None
     assert pair.native.id_to_token(-1) is None
-    assert pair.native.id_to_token(pair.native.vocab_size) is None
+    for unknown in (pair.native.vocab_size, 2**32, 10**60):
+        assert pair.native.id_to_token(unknown) is None
 
 
 def test_unknown_ids_are_named(chat_pair: Pair) -> None:
     for unknown in (chat_pair.native.vocab_size, -1, 2**40):
         with pytest.raises(_native.TokenizerError, match=str(unknown)):
             chat_pair.native.decode([0, unknown])
+    for huge in (10**60, -(10**60)):
+        with pytest.raises(_native.TokenizerError, match="no token has the id"):
+            chat_pair.native.decode([0, huge])
     with pytest.raises(TypeError):
         chat_pair.native.decode(["a"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("unknown", [-1, 2**31, 2**32, 10**60, -(10**60)])
+def test_unknown_ids_stream_no_text(chat_pair: Pair, unknown: int) -> None:
+    detokenizer = _native.Detokenizer(chat_pair.native)
+    assert detokenizer.push(unknown) + detokenizer.finish() == ""
+
+
+def test_ids_come_from_any_iterable(chat_pair: Pair) -> None:
+    ids = chat_pair.native.encode("hello")
+    assert {chat_pair.native.decode(given) for given in (ids, ids.astype(np.int32), tuple(ids), iter(ids))} == {"hello"}
 
 
 def test_files(tmp_path: Path, chat_pair: Pair) -> None:

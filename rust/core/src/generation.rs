@@ -25,11 +25,22 @@ pub enum FinishReason {
     Length,
 }
 
+/// Why a step gave a sequence no token, and so ended it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// Its row of logits has no next token.
+    #[error(transparent)]
+    Row(#[from] RowError),
+    /// A panic: a bug in this crate or in one below.
+    #[error("internal error while the next token was chosen")]
+    Internal,
+}
+
 /// What one step gave one sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Emission {
     /// The chosen token, or why there is none; then the sequence is finished.
-    pub token: std::result::Result<u32, RowError>,
+    pub token: std::result::Result<u32, StepError>,
     /// Text that became certain; on the last step everything that was held back.
     pub text: String,
     /// Set on the last step of a sequence that did not fail.
@@ -50,6 +61,29 @@ pub struct Generation {
     matcher: StopMatcher,
     piece: String,
     is_finished: bool,
+    #[cfg(test)]
+    panics_at: Option<Place>,
+}
+
+/// Where a step can be made to panic, for tests of what survives it.
+#[cfg(test)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Before the token is drawn, with the worker's memory in use.
+    Draw,
+    /// Behind the draw, with the history already changed.
+    Advance,
+}
+
+#[cfg(test)]
+impl Generation {
+    pub(crate) fn panic_at(&mut self, place: Place) {
+        self.panics_at = Some(place);
+    }
+
+    fn panic_if_asked(&self, place: Place) {
+        assert_ne!(self.panics_at, Some(place), "asked to by a test");
+    }
 }
 
 impl Generation {
@@ -74,6 +108,8 @@ impl Generation {
             matcher: StopMatcher::new(stopping.stop_automaton.clone()),
             piece: String::new(),
             is_finished: false,
+            #[cfg(test)]
+            panics_at: None,
             sampling,
             stopping,
         })
@@ -106,12 +142,16 @@ impl Generation {
     /// The random number of the next step, in `[0, 1)`.
     #[must_use]
     pub fn uniform(&self) -> f64 {
+        #[cfg(test)]
+        self.panic_if_asked(Place::Draw);
         rng::uniform(self.sampling.seed, self.sequence_index, self.history.generated().len() as u64)
     }
 
     /// Takes the chosen token: history, text, and whether this is the end.
     pub fn advance(&mut self, token: u32, logprobs: Option<Logprobs>) -> Emission {
         self.history.push(token);
+        #[cfg(test)]
+        self.panic_if_asked(Place::Advance);
         let mut text = String::new();
         self.piece.clear();
         self.detokenizer.push(token, &mut self.piece);
@@ -132,7 +172,13 @@ impl Generation {
         let mut text = String::new();
         self.flush(&mut text);
         self.is_finished = true;
-        Emission { token: Err(error), text, finish: None, logprobs: None }
+        Emission { token: Err(error.into()), text, finish: None, logprobs: None }
+    }
+
+    /// Ends the sequence because its step panicked. Text held back is lost: what held it may be half changed.
+    pub fn abandon(&mut self) -> Emission {
+        self.is_finished = true;
+        Emission { token: Err(StepError::Internal), text: String::new(), finish: None, logprobs: None }
     }
 
     fn finish_by_token(&self, token: u32) -> Option<FinishReason> {

@@ -13,9 +13,6 @@ const MAX_LOGIT_BIAS: f64 = 100.0;
 /// Largest amount of a presence or frequency penalty, either way.
 const MAX_PENALTY: f64 = 2.0;
 
-/// What transformers keeps when sampling and nobody set `top_k`.
-const DEFAULT_TOP_K: i64 = 50;
-
 /// Sampling parameters as given, before validation.
 #[derive(Debug, Clone)]
 pub struct SamplingOptions {
@@ -52,14 +49,14 @@ pub struct SamplingOptions {
 }
 
 impl SamplingOptions {
-    /// Everything off but `top_k`, which is transformers' 50; greedy.
+    /// Everything off; greedy.
     #[must_use]
     pub fn new(vocab_size: i64) -> Self {
         Self {
             vocab_size,
             do_sample: false,
             temperature: 1.0,
-            top_k: DEFAULT_TOP_K,
+            top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
             typical_p: 1.0,
@@ -107,8 +104,7 @@ impl SamplingParams {
         let vocab_size = check.vocab_size(options.vocab_size);
         let vocab = i64::from(vocab_size);
         check.holds("temperature", above_zero(options.temperature), "must be above 0 and finite", options.temperature);
-        // transformers' default applies to any vocabulary, however small.
-        check.range("top_k", options.top_k, 0, vocab.max(DEFAULT_TOP_K));
+        check.range("top_k", options.top_k, 0, vocab);
         check.proportion("top_p", options.top_p);
         check.holds("min_p", (0.0..=1.0).contains(&options.min_p), "must be from 0 to 1", options.min_p);
         check.proportion("typical_p", options.typical_p);

@@ -5,8 +5,9 @@ use crate::logits::candidates::{Buffers, Candidates, RowError};
 use crate::logits::kernels;
 use crate::logits::logprobs::{self, Logprobs};
 use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
-/// From this many logits in a batch on, rows are spread over threads: below, starting them costs more than they save.
+/// From this many logits in a batch on, rows may be spread over threads: below, starting them costs more than it saves.
 const THREADS_FROM: usize = 1 << 20;
 
 /// Logits of a batch, `[rows, V]`, row after row.
@@ -87,21 +88,24 @@ struct Worker {
 }
 
 /// Chooses and appends tokens.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Sampler {
+    threads: NonZero<usize>,
     workers: Vec<Worker>,
 }
 
 impl Sampler {
-    /// A sampler; its memory grows with the first rows.
+    /// A sampler that works with at most `threads` threads, the caller's included; its memory grows with the first
+    /// rows.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(threads: NonZero<usize>) -> Self {
+        Self { threads, workers: Vec::new() }
     }
 
     /// Chooses and appends one token per row of `logits` `[generations.len(), width]`.
     ///
-    /// A row's result does not depend on the other rows. A row without a usable token fails alone.
+    /// A row's result does not depend on the other rows. A row without a usable token fails alone, and so does one
+    /// whose step panics.
     ///
     /// # Errors
     /// On a shape mismatch or a finished generation; then nothing has changed.
@@ -116,11 +120,7 @@ impl Sampler {
         if let Some(index) = generations.iter().position(|generation| generation.is_finished()) {
             return Err(BatchError::Finished(index));
         }
-        let threads = if logits.len() < THREADS_FROM {
-            1
-        } else {
-            std::thread::available_parallelism().map_or(1, NonZero::get).clamp(1, rows.max(1))
-        };
+        let threads = if logits.len() < THREADS_FROM { 1 } else { self.threads.get().min(rows.max(1)) };
         self.workers.resize_with(self.workers.len().max(threads), Worker::default);
         let share = rows.div_ceil(threads).max(1);
         let mut emissions = Vec::with_capacity(rows);
@@ -188,11 +188,23 @@ fn check<'a>(
 impl Worker {
     fn step(&mut self, logits: Logits<'_>, width: usize, generations: &mut [&mut Generation]) -> Vec<Emission> {
         let rows = generations.iter_mut().enumerate();
-        rows.map(|(index, generation)| match self.choose(logits.rows(index, 1, width), generation) {
+        rows.map(|(index, generation)| self.isolated_row(logits.rows(index, 1, width), generation)).collect()
+    }
+
+    /// One row, whose panic ends its own sequence alone.
+    fn isolated_row(&mut self, row: Logits<'_>, generation: &mut Generation) -> Emission {
+        // What a panic leaves half changed is used no more: the memory is dropped, the sequence is finished.
+        catch_unwind(AssertUnwindSafe(|| self.row(row, generation))).unwrap_or_else(|_| {
+            *self = Self::default();
+            generation.abandon()
+        })
+    }
+
+    fn row(&mut self, row: Logits<'_>, generation: &mut Generation) -> Emission {
+        match self.choose(row, generation) {
             Ok((token, logprobs)) => generation.advance(token, logprobs),
             Err(error) => generation.fail(error),
-        })
-        .collect()
+        }
     }
 
     fn choose(&mut self, row: Logits<'_>, generation: &Generation) -> Result<(u32, Option<Logprobs>), RowError> {
@@ -227,5 +239,57 @@ impl Worker {
         let mut candidates = Candidates::new(row, &mut self.buffers)?;
         pipeline.warp(&mut candidates);
         Ok(candidates)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Logits, Sampler, THREADS_FROM};
+    use crate::generation::{Emission, Generation, Place, StepError};
+    use crate::params::{SamplingOptions, SamplingParams, StoppingOptions, StoppingParams};
+    use crate::tokenizer::Tokenizer;
+    use std::num::NonZero;
+    use std::sync::Arc;
+
+    /// Generations of words, one per row, each with its own draws.
+    fn generations(rows: usize, width: usize) -> Vec<Generation> {
+        let file = r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
+        let tokenizer = Arc::new(Tokenizer::from_json(file).unwrap());
+        let width = i64::try_from(width).unwrap();
+        let options = SamplingOptions { do_sample: true, ..SamplingOptions::new(width) };
+        let sampling = Arc::new(SamplingParams::new(&options).unwrap());
+        let stopping = Arc::new(StoppingParams::new(&StoppingOptions::new(width, 9)).unwrap());
+        let make = |row| Generation::new(tokenizer.clone(), &[0], sampling.clone(), stopping.clone(), row, true);
+        (0..rows as u64).map(|row| make(row).unwrap()).collect()
+    }
+
+    fn step(sampler: &mut Sampler, logits: &[f32], width: usize, generations: &mut [Generation]) -> Vec<Emission> {
+        let mut borrowed: Vec<&mut Generation> = generations.iter_mut().collect();
+        sampler.step(Logits::F32(logits), width, &mut borrowed).unwrap()
+    }
+
+    #[test]
+    fn a_panic_ends_the_sequence_of_its_own_row_alone() {
+        for (width, threads) in [(16, 1), (THREADS_FROM / 8, 3)] {
+            for place in [Place::Draw, Place::Advance] {
+                let (rows, broken) = (9, 4);
+                let logits: Vec<f32> = (0_u8..7).cycle().map(f32::from).take(rows * width).collect();
+                let mut sampler = Sampler::new(NonZero::new(threads).unwrap());
+                let expected = step(&mut sampler, &logits, width, &mut generations(rows, width));
+                let mut batch = generations(rows, width);
+                batch[broken].panic_at(place);
+                let got = step(&mut sampler, &logits, width, &mut batch);
+                for (row, (got, expected)) in got.iter().zip(&expected).enumerate() {
+                    let expected = if row == broken { Err(StepError::Internal) } else { expected.token };
+                    assert_eq!(got.token, expected, "row {row}, {place:?}");
+                    assert_eq!(batch[row].is_finished(), row == broken);
+                }
+                // The sampler goes on with the others.
+                batch.remove(broken);
+                let next = step(&mut sampler, &logits[width..], width, &mut batch);
+                assert!(next.iter().all(|emission| emission.token.is_ok()));
+            }
+        }
     }
 }

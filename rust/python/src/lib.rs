@@ -1,6 +1,7 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
 mod errors;
+mod ids;
 mod sampling;
 mod text;
 

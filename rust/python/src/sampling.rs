@@ -1,58 +1,20 @@
 //! Parameters, generations and the sampler for Python.
 
 use crate::errors::{guard, to_py};
+use crate::ids::{Ids, Integer};
 use crate::text::Tokenizer;
-use numpy::{Element, PyArray1, PyReadonlyArray, PyReadonlyArray1, PyUntypedArrayMethods, ndarray};
-use pyo3::exceptions::{PyOverflowError, PyTypeError, PyValueError};
+use numpy::{Element, PyArray1, PyReadonlyArray, PyUntypedArrayMethods, ndarray};
+use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
 use std::fmt::Display;
+use std::num::NonZero;
 use std::sync::Arc;
+use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::generation::{self, FinishReason};
 use tokenwire_core::params::{self, SamplingOptions, StoppingOptions};
 use tokenwire_core::sampler::{self, Logits};
-
-/// A Python integer of any size; what 128 bits cannot hold becomes the nearest that they can.
-struct Integer(i128);
-
-impl Integer {
-    /// The nearest 64-bit number: outside every range wherever the integer is.
-    fn clamped(&self) -> i64 {
-        i64::try_from(self.0).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX })
-    }
-}
-
-impl<'py> FromPyObject<'_, 'py> for Integer {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(value) = object.extract::<i64>() {
-            return Ok(Self(value.into()));
-        }
-        match object.extract::<i128>() {
-            Ok(value) => Ok(Self(value)),
-            Err(error) if error.is_instance_of::<PyOverflowError>(object.py()) => {
-                Ok(Self(if object.lt(0)? { i128::MIN } else { i128::MAX }))
-            }
-            Err(error) => Err(error),
-        }
-    }
-}
-
-/// Token ids as an int64 array or any sequence of integers.
-struct Ids(Vec<i64>);
-
-impl<'py> FromPyObject<'_, 'py> for Ids {
-    type Error = PyErr;
-
-    fn extract(object: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(array) = object.extract::<PyReadonlyArray1<'_, i64>>() {
-            return Ok(Self(array.as_array().to_vec()));
-        }
-        object.try_iter()?.map(|id| Ok(id?.extract::<Integer>()?.clamped())).collect::<PyResult<_>>().map(Self)
-    }
-}
 
 /// How to turn logits into a token.
 #[pyclass(frozen, module = "tokenwire._native")]
@@ -62,15 +24,16 @@ struct SamplingParams(Arc<params::SamplingParams>);
 impl SamplingParams {
     #[new]
     #[pyo3(signature = (
-        *, vocab_size, do_sample = false, temperature = 1.0, top_k = Integer(50), top_p = 1.0, min_p = 0.0,
+        *, vocab_size, do_sample = false, temperature = 1.0, top_k = Integer(0), top_p = 1.0, min_p = 0.0,
         typical_p = 1.0, repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
         suppress_tokens = Ids(Vec::new()), seed = Integer(0), logprobs = None, processed_logprobs = false,
-    ), text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_k=50, top_p=1.0, min_p=0.0, \
+    ), text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, \
         typical_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, \
         suppress_tokens=(), seed=0, logprobs=None, processed_logprobs=False)")]
     // The fields of GenerationConfig; a Python caller names each.
     #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
     fn new(
+        py: Python<'_>,
         vocab_size: Integer,
         do_sample: bool,
         temperature: f64,
@@ -106,7 +69,7 @@ impl SamplingParams {
             logprobs: logprobs.map(|count| count.clamped()),
             processed_logprobs,
         };
-        params::SamplingParams::new(&options).map(|params| Self(Arc::new(params))).map_err(to_py)
+        guard(py, || params::SamplingParams::new(&options)).map(|params| Self(Arc::new(params)))
     }
 }
 
@@ -122,8 +85,9 @@ impl StoppingParams {
         stop_token_ids = Ids(Vec::new()), stop_strings = Vec::new(), include_stop_string = false,
     ), text_signature = "(*, vocab_size, max_new_tokens, min_new_tokens=0, eos_token_ids=(), stop_token_ids=(), \
         stop_strings=(), include_stop_string=False)")]
-    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // As above.
     fn new(
+        py: Python<'_>,
         vocab_size: Integer,
         max_new_tokens: Integer,
         min_new_tokens: Integer,
@@ -141,7 +105,7 @@ impl StoppingParams {
             stop_strings: stop_strings.iter().map(ToString::to_string).collect(),
             include_stop_string,
         };
-        params::StoppingParams::new(&options).map(|params| Self(Arc::new(params))).map_err(to_py)
+        guard(py, || params::StoppingParams::new(&options)).map(|params| Self(Arc::new(params)))
     }
 }
 
@@ -294,8 +258,18 @@ struct Sampler(sampler::Sampler);
 #[pymethods]
 impl Sampler {
     #[new]
-    fn new() -> Self {
-        Self(sampler::Sampler::new())
+    #[pyo3(signature = (*, threads = Integer(1)), text_signature = "(*, threads=1)")]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(threads: Integer) -> PyResult<Self> {
+        let count = usize::try_from(threads.0).ok().and_then(NonZero::new);
+        let count = count.ok_or_else(|| {
+            to_py(Error::InvalidParameters(vec![Violation {
+                field: "threads".to_owned(),
+                rule: "must be at least 1".to_owned(),
+                value: threads.0.to_string(),
+            }]))
+        })?;
+        Ok(Self(sampler::Sampler::new(count)))
     }
 
     fn step(

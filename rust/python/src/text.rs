@@ -1,6 +1,7 @@
 //! Tokenizer, chat template and padding for Python.
 
 use crate::errors::{TokenizerError, guard, to_py};
+use crate::ids::{Ids, Integer};
 use numpy::{IntoPyArray, PyArray1, PyArray2, PyArrayMethods, PyReadonlyArray1};
 use pyo3::prelude::*;
 use std::borrow::Cow;
@@ -12,7 +13,7 @@ use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::padding::{self, Side};
 use tokenwire_core::{chat_template, detokenizer, tokenizer};
 
-type Ids<'py> = Bound<'py, PyArray1<i64>>;
+type IdArray<'py> = Bound<'py, PyArray1<i64>>;
 
 /// A tokenizer, shared with generations.
 #[pyclass(frozen, module = "tokenwire._native")]
@@ -40,12 +41,13 @@ impl Tokenizer {
         self.0.special_token_ids().to_vec()
     }
 
-    fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
+    fn token_to_id(&self, py: Python<'_>, token: &str) -> PyResult<Option<u32>> {
+        guard(py, || Ok(self.0.token_to_id(token)))
     }
 
-    fn id_to_token(&self, token_id: i64) -> Option<String> {
-        self.0.id_to_token(u32::try_from(token_id).ok()?)
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn id_to_token(&self, py: Python<'_>, token_id: Integer) -> PyResult<Option<String>> {
+        guard(py, || Ok(token_id.token_id().and_then(|id| self.0.id_to_token(id))))
     }
 
     #[pyo3(signature = (text, *, add_special_tokens = true, parse_special_tokens = true))]
@@ -55,7 +57,7 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
         parse_special_tokens: bool,
-    ) -> PyResult<Ids<'py>> {
+    ) -> PyResult<IdArray<'py>> {
         guard(py, || self.0.encode(text, add_special_tokens, parse_special_tokens)).map(|ids| id_array(py, ids))
     }
 
@@ -67,7 +69,7 @@ impl Tokenizer {
         texts: Vec<String>,
         add_special_tokens: bool,
         parse_special_tokens: bool,
-    ) -> PyResult<Vec<Ids<'py>>> {
+    ) -> PyResult<Vec<IdArray<'py>>> {
         let rows = guard(py, || self.0.encode_batch(&texts, add_special_tokens, parse_special_tokens))?;
         Ok(rows.into_iter().map(|ids| id_array(py, ids)).collect())
     }
@@ -79,7 +81,7 @@ impl Tokenizer {
         text: &str,
         add_special_tokens: bool,
         parse_special_tokens: bool,
-    ) -> PyResult<(Ids<'py>, Vec<String>, Bound<'py, PyArray2<i64>>)> {
+    ) -> PyResult<(IdArray<'py>, Vec<String>, Bound<'py, PyArray2<i64>>)> {
         let (spans, offsets) = guard(py, || {
             let spans = self.0.encode_with_offsets(text, add_special_tokens, parse_special_tokens)?;
             // A text in memory is shorter than 2^63 bytes.
@@ -91,13 +93,13 @@ impl Tokenizer {
         Ok((id_array(py, spans.ids), spans.tokens, offsets.into_pyarray(py).reshape([rows, 2])?))
     }
 
-    fn encode_rendered<'py>(&self, py: Python<'py>, rendered: &RenderedChat) -> PyResult<Ids<'py>> {
+    fn encode_rendered<'py>(&self, py: Python<'py>, rendered: &RenderedChat) -> PyResult<IdArray<'py>> {
         guard(py, || self.0.encode_rendered(&rendered.0)).map(|ids| id_array(py, ids))
     }
 
     #[pyo3(signature = (token_ids, *, skip_special_tokens = true))]
-    fn decode(&self, py: Python<'_>, token_ids: &Bound<'_, PyAny>, skip_special_tokens: bool) -> PyResult<String> {
-        let ids = token_ids_from(token_ids)?;
+    fn decode(&self, py: Python<'_>, token_ids: Ids, skip_special_tokens: bool) -> PyResult<String> {
+        let ids: Vec<u32> = token_ids.0.into_iter().map(narrow).collect::<PyResult<_>>()?;
         guard(py, || self.0.decode(&ids, skip_special_tokens))
     }
 }
@@ -110,14 +112,17 @@ pub struct Detokenizer(detokenizer::Detokenizer);
 impl Detokenizer {
     #[new]
     #[pyo3(signature = (tokenizer, *, skip_special_tokens = true))]
-    fn new(tokenizer: &Tokenizer, skip_special_tokens: bool) -> Self {
-        Self(detokenizer::Detokenizer::new(Arc::clone(&tokenizer.0), skip_special_tokens))
+    fn new(py: Python<'_>, tokenizer: &Tokenizer, skip_special_tokens: bool) -> PyResult<Self> {
+        guard(py, || Ok(detokenizer::Detokenizer::new(Arc::clone(&tokenizer.0), skip_special_tokens))).map(Self)
     }
 
-    fn push(&mut self, py: Python<'_>, token_id: u32) -> PyResult<String> {
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn push(&mut self, py: Python<'_>, token_id: Integer) -> PyResult<String> {
         guard(py, || {
             let mut out = String::new();
-            self.0.push(token_id, &mut out);
+            if let Some(id) = token_id.token_id() {
+                self.0.push(id, &mut out);
+            }
             Ok(out)
         })
     }
@@ -131,17 +136,11 @@ impl Detokenizer {
     }
 }
 
-/// Token ids from an int64 array or a sequence of int. Raises `TokenizerError` for an id outside 0..2^32.
-pub fn token_ids_from(ids: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    let narrow =
-        |&id: &i64| u32::try_from(id).map_err(|_| TokenizerError::new_err(format!("no token has the id {id}")));
-    if let Ok(array) = ids.extract::<PyReadonlyArray1<'_, i64>>() {
-        return array.as_array().iter().map(narrow).collect();
-    }
-    ids.extract::<Vec<i64>>()?.iter().map(narrow).collect()
+fn narrow(id: i64) -> PyResult<u32> {
+    u32::try_from(id).map_err(|_| TokenizerError::new_err(format!("no token has the id {id}")))
 }
 
-fn id_array(py: Python<'_>, ids: Vec<u32>) -> Ids<'_> {
+fn id_array(py: Python<'_>, ids: Vec<u32>) -> IdArray<'_> {
     PyArray1::from_iter(py, ids.into_iter().map(i64::from))
 }
 

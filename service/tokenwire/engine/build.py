@@ -53,7 +53,8 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     )
     return Built(
         runner=runner,
-        sampler=Sampler(),
+        # The runner has set it, to the configured threads or the cores of this process.
+        sampler=Sampler(threads=torch.get_num_threads()),
         make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
         info=info,
         fatal_errors=(torch.AcceleratorError,),
