@@ -11,10 +11,11 @@ TokenwireError
 │   ├── QueueFullError        no room to wait; try again later
 │   ├── SlowReaderError       the client stopped reading its stream
 │   ├── RowFailedError        the model gave this row no usable logits
+│   ├── StepFailedError       computing it raised
 │   └── RequestAbortedError   cancelled by its caller
 └── EngineUnavailableError    loading, draining, or the engine died; try again later
 
-`interceptors.py` holds the one table from these to gRPC statuses.
+`statuses.py` holds the one table from these to gRPC statuses.
 """
 
 from dataclasses import dataclass
@@ -99,7 +100,11 @@ class SlowReaderError(RequestError):
 
 
 class RowFailedError(RequestError):
-    """The model gave this row no usable logits."""
+    """The model gave this row no usable logits. The text is for the log, never for a client."""
+
+
+class StepFailedError(RequestError):
+    """The engine raised while it computed this request. The text is for the log, never for a client."""
 
 
 class RequestAbortedError(RequestError):

@@ -1,8 +1,10 @@
 """GenerateBatch: each item by itself, through a queue smaller than the batch."""
 
+import logging
 from typing import Any
 
 import grpc
+import pytest
 from conftest import Service, service_config
 from fakes import FakeEngine, FakeStream, say
 from google.rpc import error_details_pb2, status_pb2
@@ -55,6 +57,23 @@ async def test_a_bad_item_fails_alone(service: Service, engine: FakeEngine) -> N
     assert any(detail.Unpack(bad_request) for detail in status.details)
     assert [violation.field for violation in bad_request.field_violations] == ["prompts[1].text"]
     assert b"secret" not in answer.SerializeToString()
+
+
+async def test_each_failed_item_has_its_own_log_line(
+    service: Service, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    def script(stream: FakeStream) -> None:
+        text = bytes(stream.prompt_ids).decode()
+        stream.fail(RowFailedError("NaN")) if text == "row" else stream.fail(KeyError(text))
+
+    engine.script = script
+    with caplog.at_level(logging.INFO, "tokenwire.requests"):
+        await service.generation.GenerateBatch(batch("row", "a", "b"))
+    items = {record.__dict__["fields"]["item"]: record for record in caplog.records if record.msg == "batch item"}
+    assert items[0].__dict__["fields"]["cause"] == "NaN"
+    assert {index: str(items[index].exc_info[1]) for index in (1, 2)} == {1: "'a'", 2: "'b'"}  # type: ignore[index]
+    (call,) = [record for record in caplog.records if record.msg == "request"]
+    assert (call.levelno, call.exc_info) == (logging.INFO, None)
 
 
 async def test_settings_are_judged_once_for_all(service: Service) -> None:

@@ -1,6 +1,7 @@
 """One table from errors to statuses: code, google.rpc details, request id; never UNKNOWN, nothing internal."""
 
 import asyncio
+import logging
 import re
 from typing import Any
 
@@ -13,8 +14,7 @@ from google.rpc import error_details_pb2, status_pb2
 from test_calls import conversation, generate_request
 
 from tokenwire import errors
-from tokenwire.interceptors import STATUSES, refusal_of
-from tokenwire.servicers.call import Call
+from tokenwire.statuses import STATUSES
 from tokenwire.v1 import generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 DETAIL_TYPES = (
@@ -23,6 +23,10 @@ DETAIL_TYPES = (
     error_details_pb2.RetryInfo,
     error_details_pb2.QuotaFailure,
 )
+
+
+class PanicException(BaseException):
+    pass
 
 
 class Failed:
@@ -150,6 +154,8 @@ async def test_queue_full(start: Any) -> None:
     ("error", "code", "reason"),
     [
         (errors.RowFailedError("NaN in /secret/path"), grpc.StatusCode.INTERNAL, "ROW_FAILED"),
+        (errors.StepFailedError("RuntimeError: /secret/path"), grpc.StatusCode.INTERNAL, "STEP_FAILED"),
+        (PanicException("secret"), grpc.StatusCode.INTERNAL, "INTERNAL"),
         (errors.RequestAbortedError("secret"), grpc.StatusCode.CANCELLED, "CANCELLED"),
         (ValueError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL"),
         (asyncio.CancelledError("secret"), grpc.StatusCode.INTERNAL, "INTERNAL"),
@@ -245,11 +251,29 @@ def test_every_request_error_is_in_the_table() -> None:
     assert {*leaves(errors.RequestError), errors.EngineUnavailableError} == set(STATUSES)
 
 
-def test_only_unforeseen_errors_are_kept_for_the_log() -> None:
-    for error in (errors.RowFailedError("x"), errors.QueueFullError(1, 1.0)):
-        call = Call("id", "method")
-        refusal_of(error, call)
-        assert call.cause is None
-    call, bug = Call("id", "method"), KeyError("x")
-    refusal_of(bug, call)
-    assert call.cause is bug
+@pytest.mark.parametrize(
+    ("error", "level", "cause", "has_trace"),
+    [
+        (errors.RowFailedError("the logits\nhold NaN"), logging.ERROR, "the logits hold NaN", False),
+        (errors.StepFailedError("RuntimeError: x"), logging.ERROR, "RuntimeError: x", False),
+        (errors.QueueFullError(1, 1.0), logging.INFO, None, False),
+        (KeyError("x"), logging.ERROR, None, True),
+    ],
+)
+async def test_the_log_line_of_a_request_says_why_the_service_failed(
+    service: Service,
+    engine: FakeEngine,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+    level: int,
+    cause: str | None,
+    has_trace: bool,
+) -> None:
+    engine.script = lambda stream: stream.fail(error)
+    with caplog.at_level(logging.INFO, "tokenwire"):
+        failed = await failure(service.generation.Generate(generate_request()))
+    (line,) = [record for record in caplog.records if record.levelno == level and hasattr(record, "fields")]
+    fields: dict[str, object] = line.__dict__["fields"]
+    assert fields["request_id"] == failed.trailing["x-request-id"]
+    assert fields.get("cause") == cause
+    assert bool(line.exc_info) is has_trace

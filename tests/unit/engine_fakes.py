@@ -100,7 +100,13 @@ class FakeEmission:
     error: str | None = None
 
 
+PANIC = 13.0
+"""A temperature at which building the generation fails as a panic of Rust does."""
+
+
 def make_generation(submit: Submit) -> FakeGeneration:
+    if submit.settings.temperature == PANIC:
+        raise RuntimeError("a panic")
     if submit.settings.temperature < 0:
         raise ValueError("temperature: must be above 0")
     return FakeGeneration(submit.settings)

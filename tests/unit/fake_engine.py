@@ -3,11 +3,13 @@
 - ``ok``: serves.
 - ``refuse``: cannot be loaded, by a ModelLoadError of two lines.
 - ``bug``: cannot be loaded, by an unexpected exception.
+- ``panic``: cannot be loaded, by an exception that is no Exception, while a thread keeps the interpreter alive.
 - ``die``: ends by itself while it loads.
 - ``hang``: never finishes loading.
 - ``once:PATH``: serves if PATH does not exist, and creates it; otherwise cannot be loaded.
 
-A prompt that begins with HANG_TOKEN computes forever, one with KILL_TOKEN kills the process in its first forward.
+A prompt that begins with HANG_TOKEN computes forever, one with KILL_TOKEN kills the process in its first forward, and
+one with RAISE_TOKEN makes that forward raise.
 Whatever hangs writes the process id to standard error first.
 """
 
@@ -29,7 +31,12 @@ from tokenwire.model.batch import ForwardBatch
 
 HANG_TOKEN = 90
 KILL_TOKEN = 91
+RAISE_TOKEN = 92
 CONTEXT = 100_000
+
+
+class PanicException(BaseException):
+    pass
 
 
 def hang() -> None:
@@ -44,6 +51,33 @@ def forward_hook(batch: ForwardBatch) -> None:
             hang()
         if num_computed == 0 and tokens[0] == KILL_TOKEN:
             os.kill(os.getpid(), signal.SIGKILL)
+        if num_computed == 0 and tokens[0] == RAISE_TOKEN:
+            raise RuntimeError("injected")
+
+
+def model_info(model_id: str) -> ModelInfo:
+    return ModelInfo(
+        model_id=model_id,
+        revision="",
+        architecture="Fake",
+        quantization="none",
+        dtype="float32",
+        device_map={"": "cpu"},
+        forward_path="paged",
+        forward_path_reason="",
+        parameter_count=0,
+        context_length=CONTEXT,
+        vocab_size=VOCAB,
+        kv_token_capacity=CONTEXT,
+        special_tokens={},
+        bos_token_id=None,
+        eos_token_ids=(),
+        pad_token_id=None,
+        tokenizer_json="{}",
+        chat_template=None,
+        defaults=GenerationOverrides(),
+        unapplied_defaults=(),
+    )
 
 
 def build(start: Start, progress: Callable[[str], None]) -> Built:
@@ -53,6 +87,9 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         raise ModelLoadError("no checkpoint\n  here")
     if behaviour == "bug":
         raise KeyError("embed_tokens")
+    if behaviour == "panic":
+        threading.Thread(target=threading.Event().wait).start()
+        raise PanicException("unreachable")
     if behaviour == "die":
         os._exit(3)
     if behaviour == "hang":
@@ -63,33 +100,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
             raise ModelLoadError("only once")
         marker.touch()
     runner = FakeRunner(num_blocks=CONTEXT // 4, block_size=4, context_length=CONTEXT, on_forward=forward_hook)
-    return Built(
-        runner=runner,
-        sampler=FakeSampler(),
-        make_generation=make_generation,
-        info=ModelInfo(
-            model_id=behaviour,
-            revision="",
-            architecture="Fake",
-            quantization="none",
-            dtype="float32",
-            device_map={"": "cpu"},
-            forward_path="paged",
-            forward_path_reason="",
-            parameter_count=0,
-            context_length=CONTEXT,
-            vocab_size=VOCAB,
-            kv_token_capacity=CONTEXT,
-            special_tokens={},
-            bos_token_id=None,
-            eos_token_ids=(),
-            pad_token_id=None,
-            tokenizer_json="{}",
-            chat_template=None,
-            defaults=GenerationOverrides(),
-            unapplied_defaults=(),
-        ),
-    )
+    return Built(runner=runner, sampler=FakeSampler(), make_generation=make_generation, info=model_info(behaviour))
 
 
 if __name__ == "__main__":

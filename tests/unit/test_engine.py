@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from engine_fakes import (
     NAN_TOKEN,
+    PANIC,
     FakeGeneration,
     FakeRunner,
     FakeSampler,
@@ -266,7 +267,7 @@ def test_a_row_without_usable_logits_fails_alone() -> None:
 @pytest.mark.parametrize(
     ("prompt", "settings", "kind"),
     [
-        ([], {}, "invalid"),
+        ([], {}, "capacity"),
         ([1], {"temperature": -1.0}, "invalid"),
         ([1] * 100, {"max_new_tokens": 29}, "capacity"),
         ([1] * 195, {"max_new_tokens": 6}, "capacity"),
@@ -274,7 +275,7 @@ def test_a_row_without_usable_logits_fails_alone() -> None:
 )
 def test_what_can_never_run_fails_at_once(prompt: list[int], settings: dict[str, float], kind: str) -> None:
     served = Served(FakeRunner(num_blocks=32, block_size=4 if len(prompt) < 195 else 16, context_length=200))
-    if kind == "capacity":
+    if "max_new_tokens" in settings:
         served.submit(0, prompt, int(settings["max_new_tokens"]) + (1 if len(prompt) < 195 else 0))
     else:
         served.submit(0, prompt, **settings)
@@ -283,6 +284,16 @@ def test_what_can_never_run_fails_at_once(prompt: list[int], settings: dict[str,
     assert [failure.kind for failure in outputs.failures] == [kind]
     served.run()
     assert list(served.finishes) == [1]
+
+
+def test_a_generation_that_cannot_be_built_fails_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    served = Served()
+    served.submit(0, [1], temperature=PANIC)
+    served.submit(1, [1])
+    served.run()
+    assert served.failures == {0: Failure(0, "step", "RuntimeError: a panic")}
+    assert served.tokens == {1: expected_answer([1], 6)}
+    assert capsys.readouterr().err.count("RuntimeError: a panic") == 1
 
 
 def test_what_just_fits_runs() -> None:

@@ -15,22 +15,25 @@ from pathlib import Path
 import psutil
 import pytest
 import uvloop
-from engine_fakes import NAN_TOKEN, expected_answer
-from fake_engine import HANG_TOKEN, KILL_TOKEN
+from engine_fakes import NAN_TOKEN, PANIC, expected_answer
+from fake_engine import HANG_TOKEN, KILL_TOKEN, RAISE_TOKEN, model_info
 
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.engine.channel import FrameWriter
+from tokenwire.engine.child import Child
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.engine.process import EngineProcess
-from tokenwire.engine.protocol import Start, Submit
+from tokenwire.engine.protocol import Command, Event, Ready, Start, Submit
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.engine.stream import DeltaStream
 from tokenwire.errors import (
     EngineUnavailableError,
+    InvalidRequestError,
     ModelLoadError,
     QueueFullError,
     RequestAbortedError,
     RowFailedError,
+    StepFailedError,
 )
 
 HERE = Path(__file__).parent
@@ -114,6 +117,7 @@ def test_a_life_from_loading_to_stopped(loop: Callable[[Coroutine[None, None, No
     [
         ("refuse", r"^no checkpoint here$"),
         ("bug", r"^KeyError: 'embed_tokens'$"),
+        ("panic", r"^the engine process ended while pretending: exit code 1$"),
         ("die", r"^the engine process ended while pretending: exit code 3$"),
     ],
 )
@@ -271,9 +275,60 @@ async def test_hundreds_of_streams_given_up_in_any_state_hold_nothing() -> None:
 async def test_a_row_that_fails_raises_and_its_neighbour_goes_on() -> None:
     async with running() as engine:
         good, bad = engine.submit([5], SHORT), engine.submit([NAN_TOKEN], SHORT)
-        with pytest.raises(RowFailedError, match="row: the logits hold NaN"):
+        with pytest.raises(RowFailedError, match="the logits hold NaN"):
             await read(bad)
         assert await read(good) == expected_answer([5], 5)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "settings", "error", "match"),
+    [
+        ([RAISE_TOKEN], SHORT, StepFailedError, "RuntimeError: injected"),
+        ([1], GenerationSettings(max_new_tokens=5, temperature=-1.0), InvalidRequestError, r"^generation_config: "),
+        ([1], GenerationSettings(max_new_tokens=5, temperature=PANIC), StepFailedError, "RuntimeError: a panic"),
+        ([1], GenerationSettings(max_new_tokens=10**6), InvalidRequestError, r"^prompt: .*1000001 tokens"),
+        ([], SHORT, InvalidRequestError, r"^prompt: .*empty"),
+    ],
+)
+async def test_a_failure_becomes_the_error_of_its_kind_and_the_engine_goes_on(
+    prompt: list[int], settings: GenerationSettings, error: type[Exception], match: str
+) -> None:
+    async with running() as engine:
+        with pytest.raises(error, match=match):
+            await read(engine.submit(prompt, settings))
+        assert await read(engine.submit([5], SHORT)) == expected_answer([5], 5)
+
+
+class DyingChild:
+    """Is ready and gone before anyone hears of either."""
+
+    pid = 0
+
+    def __init__(self, on_event: Callable[[Event], None], on_close: Callable[[], None]) -> None:
+        self.closed = asyncio.Event()
+        self._on_event, self._on_close = on_event, on_close
+
+    def send(self, command: Command) -> None:
+        if isinstance(command, Start):
+            self._on_event(Ready(model_info("ok")))
+            self.closed.set()
+            self._on_close()
+
+    async def end(self, timeout_s: float) -> str:
+        return "exit code 9"
+
+
+async def test_an_engine_that_dies_right_after_it_was_ready_never_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def spawn(_: object, on_event: Callable[[Event], None], on_close: Callable[[], None]) -> DyingChild:
+        return DyingChild(on_event, on_close)
+
+    monkeypatch.setattr(Child, "spawn", spawn)
+    engine = make_engine()
+    states: list[EngineState] = []
+    engine.on_state_change(states.append)
+    with pytest.raises(ModelLoadError, match="exit code 9"):
+        await engine.start()
+    assert states == [EngineState.STOPPED]
 
 
 async def test_a_full_queue_is_refused_at_once_and_opens_again() -> None:

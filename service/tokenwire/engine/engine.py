@@ -80,7 +80,8 @@ class SamplerLike(Protocol[_GenerationT_contra]):
 class Engine(Generic[GenerationT]):
     """Serves sequences with one runner.
 
-    ``make_generation`` builds the sampler's state of a sequence; a ValueError there fails the request alone.
+    ``make_generation`` builds the sampler's state of a sequence; an exception there fails the request alone, a
+    ValueError as the caller's fault.
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
     """
 
@@ -180,7 +181,7 @@ class Engine(Generic[GenerationT]):
 
     def _accept(self, submit: Submit, arrived_at: float) -> None:
         if not submit.prompt_ids:
-            self._failures.append(Failure(submit.request, "invalid", "the prompt is empty"))
+            self._failures.append(Failure(submit.request, "capacity", "the prompt is empty"))
             return
         num_tokens = len(submit.prompt_ids) + submit.settings.max_new_tokens
         if num_tokens > self._runner.context_length:
@@ -191,6 +192,10 @@ class Engine(Generic[GenerationT]):
             generation = self._make_generation(submit)
         except ValueError as error:
             self._failures.append(Failure(submit.request, "invalid", str(error)))
+            return
+        except Exception as error:
+            # A panic of Rust arrives as RuntimeError: this request's end, not that of its neighbours.
+            self._failures.append(Failure(submit.request, "step", _described(error)))
             return
         request = Request(submit, generation, arrived_at)
         if not self._scheduler.can_ever_fit(request):
@@ -266,8 +271,7 @@ class Engine(Generic[GenerationT]):
 
     def _fail(self, rows: list[Request[GenerationT]], error: Exception) -> StepOutputs:
         """End the rows of a step that raised, and only those."""
-        traceback.print_exception(error, file=sys.stderr)
-        message = f"{type(error).__name__}: {error}"
+        message = _described(error)
         for row in rows:
             self._end(row)
             self._failures.append(Failure(row.id, "step", message))
@@ -288,3 +292,9 @@ class Engine(Generic[GenerationT]):
     def _outputs(self, deltas: list[Delta]) -> StepOutputs:
         failures, self._failures = self._failures, []
         return StepOutputs(deltas, failures)
+
+
+def _described(error: Exception) -> str:
+    """One line for the request's log entry; the trace goes to standard error."""
+    traceback.print_exception(error, file=sys.stderr)
+    return f"{type(error).__name__}: {error}"

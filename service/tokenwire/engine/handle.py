@@ -21,8 +21,8 @@ class TokenStream(Protocol):
     """What one submitted sequence gives, in order. The last Delta carries ``finish``; then the iteration ends.
 
     A reader that lags gets merged deltas: texts joined, ids and log probabilities in sequence.
-    Iterating raises RowFailedError, EngineUnavailableError or RequestAbortedError if the sequence ends without
-    a Finish.
+    Iterating raises RowFailedError, StepFailedError, InvalidRequestError, EngineUnavailableError or
+    RequestAbortedError if the sequence ends without a Finish.
     """
 
     def __aiter__(self) -> "TokenStream": ...

@@ -70,10 +70,11 @@ def run(sock: socket.socket, build: Build) -> None:
     except ConnectionError:
         # The front is gone: nobody is left to tell.
         code = 0
-    except Exception:
+    except BaseException:
         traceback.print_exc()
-    # Without the interpreter's own end: libraries take seconds to unload, and the system takes all back anyway.
-    _exit(code)
+    finally:
+        # Without the interpreter's own end: libraries take seconds to unload, and the system takes all back anyway.
+        _exit(code)
 
 
 def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threading.Event, build: Build) -> int:

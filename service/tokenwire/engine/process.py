@@ -14,6 +14,7 @@ from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import (
     Abort,
     Event,
+    Failure,
     GetStats,
     LoadFailed,
     Loading,
@@ -27,7 +28,16 @@ from tokenwire.engine.protocol import (
 )
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.engine.stream import DeltaStream
-from tokenwire.errors import EngineUnavailableError, ModelLoadError, QueueFullError, RowFailedError
+from tokenwire.errors import (
+    EngineUnavailableError,
+    InvalidRequestError,
+    ModelLoadError,
+    QueueFullError,
+    RequestError,
+    RowFailedError,
+    StepFailedError,
+    Violation,
+)
 
 logger = logging.getLogger("tokenwire.engine")
 
@@ -162,6 +172,9 @@ class EngineProcess:
         try:
             child.send(self._start)
             info = await self._ready
+            if child.closed.is_set():
+                # It died after it was ready and before this task went on.
+                raise ConnectionError("closed")
         except BaseException as error:
             if self._child is child:
                 self._child = None
@@ -286,9 +299,8 @@ class EngineProcess:
         for failure in outputs.failures:
             stream = streams.get(failure.request)
             if stream is not None:
-                logger.error("request %d failed (%s): %s", failure.request, failure.kind, failure.message)
                 self._forget(failure.request)
-                stream.fail(RowFailedError(f"{failure.kind}: {failure.message}"))
+                stream.fail(_error_of(failure))
 
     def _on_close(self) -> None:
         """The process is dead or dying: end what waits for it, at once."""
@@ -325,3 +337,16 @@ class EngineProcess:
                 callback(state)
             except Exception:
                 logger.exception("a callback on the engine's state failed")
+
+
+def _error_of(failure: Failure) -> RequestError:
+    match failure.kind:
+        case "row":
+            return RowFailedError(failure.message)
+        case "step":
+            return StepFailedError(failure.message)
+        case "capacity":
+            return InvalidRequestError([Violation("prompt", "must fit the engine with its answer", failure.message)])
+        case "invalid":
+            rule = "must be settings that the sampler takes"
+            return InvalidRequestError([Violation("generation_config", rule, failure.message)])

@@ -4,6 +4,8 @@ Each frame is a MessagePack value behind a 4-byte little-endian length (see `cha
 Request ids here are integers that the front hands out; they never leave the service.
 """
 
+from typing import Literal
+
 import msgspec
 
 from tokenwire.config import EngineConfig, ModelConfig
@@ -129,15 +131,18 @@ class Delta(msgspec.Struct, array_like=True):
     finish: Finish | None
 
 
+FailureKind = Literal["row", "step", "capacity", "invalid"]
+"""row: no usable logits. step: computing it raised. capacity: the prompt is empty, or can never fit with its answer.
+invalid: settings that the sampler refuses. The last two are the front's to refuse, before they come here."""
+
+
 class Failure(msgspec.Struct, frozen=True, array_like=True):
     """A request that ended without an answer."""
 
     request: int
-    kind: str
-    """row (no usable logits), step (the forward pass raised), capacity (can never fit), or invalid (settings that the
-    sampler refuses: the front should have)."""
+    kind: FailureKind
     message: str
-    """For the log; never sent to a client."""
+    """For the log where ``kind`` is row or step; otherwise for the caller."""
 
 
 class StepOutputs(msgspec.Struct, tag="step"):

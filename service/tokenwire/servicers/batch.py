@@ -1,14 +1,15 @@
 """GenerateBatch: many prompts through a bounded queue, each with its own outcome."""
 
 import asyncio
+import logging
 
 from tokenwire import convert, validation
+from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
 from tokenwire.errors import QueueFullError
-from tokenwire.interceptors import refusal_of
 from tokenwire.servicers.backend import Backend, Served
-from tokenwire.servicers.call import current_call
 from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_of
+from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -55,8 +56,12 @@ class Batch:
             except _NothingAcceptedError as error:
                 raise error.cause from None
             except Exception as error:
-                call = current_call()
-                status = refusal_of(error, call).status(call.request_id)
+                request_id = current_call().request_id
+                refusal = refusal_of(error, request_id)
+                if refusal.is_fault:
+                    fields: dict[str, object] = {"request_id": request_id, "item": index, "reason": refusal.reason}
+                    log(logging.ERROR, "batch item", fields, error)
+                status = refusal.status(request_id)
                 return pb.GenerateBatchItem(error=pb.ItemStatus.FromString(status.SerializeToString()))
             finally:
                 self._freed.set()

@@ -3,10 +3,10 @@
 from contextlib import closing
 from typing import Any
 
+from tokenwire.call import current_call
 from tokenwire.engine.protocol import Finish
 from tokenwire.servicers.backend import Backend
 from tokenwire.servicers.batch import Batch
-from tokenwire.servicers.call import current_call
 from tokenwire.servicers.preparation import Prepared, collect, prepare_chat, prepare_prompt
 from tokenwire.servicers.streaming import DeltaWriter, SlowReaderGuard, StreamResponse
 from tokenwire.v1 import chat_pb2, generation_service_pb2_grpc

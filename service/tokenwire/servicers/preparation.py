@@ -4,11 +4,11 @@ from contextlib import closing
 from typing import NamedTuple
 
 from tokenwire import convert, validation
+from tokenwire.call import current_call
 from tokenwire.engine.handle import EngineHandle, TokenStream
 from tokenwire.engine.protocol import Finish
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.servicers.backend import Served
-from tokenwire.servicers.call import current_call
 from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2

@@ -1,8 +1,13 @@
 """What is known of the call being served: set by the interceptor, filled in by servicers, written to the log."""
 
+import logging
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+
+from tokenwire.errors import TokenwireError
+
+logger = logging.getLogger("tokenwire.requests")
 
 
 @dataclass(slots=True)
@@ -16,7 +21,7 @@ class Call:
     completion_tokens: int | None = None
     first_token: float | None = None
     cause: BaseException | None = None
-    """An error that nobody foresaw, for the log."""
+    """What failed, for the log, where it was not the request that was wrong."""
 
     def count(self, tokens: int) -> None:
         """Note that ``tokens`` more tokens came out of the model."""
@@ -40,3 +45,13 @@ def enter_call(call: Call) -> None:
 def current_call() -> Call:
     """The call that this task serves."""
     return _current.get()
+
+
+def log(level: int, event: str, fields: dict[str, object], cause: BaseException | None) -> None:
+    """Write one line. An error raised on purpose is a field of it; one that nobody foresaw comes with its trace."""
+    if not logger.isEnabledFor(level):
+        return
+    if isinstance(cause, TokenwireError):
+        fields["cause"] = " ".join(str(cause).split())
+        cause = None
+    logger.log(level, event, extra={"fields": fields}, exc_info=cause)
