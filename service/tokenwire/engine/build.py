@@ -12,6 +12,7 @@ from tokenwire.model.checkpoint import find
 
 def build(start: Start, progress: Callable[[str], None]) -> Built:
     """Load what ``start`` names. Raises ModelLoadError with one line for the operator."""
+    progress("looking through the files")
     checkpoint = find(start.model.model, start.model.revision, progress)
     progress("importing")
     # Here and not above: these take seconds. The process must hear of the front's end meanwhile, and a wrong path be

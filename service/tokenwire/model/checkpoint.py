@@ -49,7 +49,6 @@ def find(model: str, revision: str | None, progress: Callable[[str], None]) -> C
     A hub id is downloaded (safetensors and text files only). What only transformers can tell is left to
     `check_architecture`.
     """
-    progress("looking through the files")
     found = _locate(model, revision, progress)
     try:
         if found.path.is_file():
