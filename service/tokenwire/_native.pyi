@@ -170,7 +170,7 @@ def pad(
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges.
 
-    The defaults switch every warper and penalty off, ``top_k`` included; the service's own stand in ``engine.settings``.
+    The defaults switch every warper and penalty off, ``top_k`` included; the service has its own.
     """
 
     def __new__(

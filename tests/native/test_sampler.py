@@ -202,7 +202,7 @@ def test_a_refused_batch_changes_nothing() -> None:
 
 @pytest.mark.parametrize("threads", [0, -1, -(10**60)])
 def test_a_sampler_needs_a_thread(threads: int) -> None:
-    with pytest.raises(_native.InvalidParametersError, match="threads: must be at least 1, got -?[0-9]"):
+    with pytest.raises(_native.InvalidParametersError, match=r"threads: must be at least 1, got -?[0-9]"):
         _native.Sampler(threads=threads)
 
 
