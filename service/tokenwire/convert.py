@@ -9,7 +9,7 @@ import msgspec
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import Finish, ModelInfo, TokenLogprobs
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, Note
+from tokenwire.engine.settings import SAMPLING_FIELDS, GenerationOverrides, GenerationSettings, Note
 from tokenwire.v1 import chat_pb2, generation_pb2, model_service_pb2
 
 OPTIONAL_SCALARS = (
@@ -60,8 +60,14 @@ def overrides_of(config: generation_pb2.GenerationConfig) -> GenerationOverrides
 
 
 def config_of(settings: GenerationSettings, *, with_seed: bool) -> generation_pb2.GenerationConfig:
-    """The settings in force as a request would write them. ``with_seed`` is false where nothing is drawn."""
-    scalars = {name: getattr(settings, name) for name in OPTIONAL_SCALARS if name != "seed" and hasattr(settings, name)}
+    """The settings in force as a request would write them, so that sending them back means the same.
+
+    ``with_seed`` is false where nothing is drawn. Greedy settings name no sampling field: it would contradict them.
+    """
+    left_out = {"seed"} if settings.do_sample else {"seed", *SAMPLING_FIELDS}
+    scalars = {
+        name: getattr(settings, name) for name in OPTIONAL_SCALARS if name not in left_out and hasattr(settings, name)
+    }
     config = generation_pb2.GenerationConfig(
         **scalars,
         stop_strings=generation_pb2.StringList(values=settings.stop_strings),

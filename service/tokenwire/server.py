@@ -170,6 +170,9 @@ class Server:
             text = await asyncio.to_thread(NativeText, info)
         except _native.TokenizerError as error:
             raise ModelLoadError(f"the tokenizer cannot be used: {error}") from None
+        except Exception as error:
+            first_line = next(iter(str(error).splitlines()), "")
+            raise ModelLoadError(f"the text side cannot be used: {type(error).__name__}: {first_line}") from error
         if text.template_error is not None:
             logger.warning("Chat is refused: the chat template cannot be compiled: %s", text.template_error)
         backend.install(info, text)

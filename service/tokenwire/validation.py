@@ -5,7 +5,7 @@ between settings in ``engine.settings.resolve``; this module adds presence, size
 and conversations. Counts and sizes come first: a list that is too long is not looked at element by element.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -227,10 +227,25 @@ def check_conversation(
         elif messages and not any(part.text for part in messages[-1].content):
             rule = "must not be empty with continue_final_message"
             violations.add(f"{path}.messages[{len(messages) - 1}].content", rule, Verbatim("none"))
-    total = sum(len(part.text) for message in messages for part in message.content)
+    total = _text_bytes(conversation)
     if total > bounds.max_prompt_bytes:
         rule = f"must be at most {bounds.max_prompt_bytes} bytes together: more do not fit the {bounds.capacity_name}"
-        violations.add(f"{path}.messages", rule, Verbatim(f"{total} characters"))
+        violations.add(f"{path}.messages", rule, Verbatim(f"{total} bytes"))
+
+
+def _text_bytes(conversation: chat_pb2.Conversation) -> int:
+    """UTF-8 bytes of all text that the chat template is given, roles apart."""
+    return sum(len(text.encode()) for text in _texts(conversation))
+
+
+def _texts(conversation: chat_pb2.Conversation) -> Iterator[str]:
+    for message in conversation.messages:
+        yield from (message.name, message.reasoning_content, message.tool_call_id)
+        yield from (part.text for part in message.content)
+        for call in message.tool_calls:
+            yield from (call.id, call.name, call.arguments_json)
+    for tool in conversation.tools:
+        yield from (tool.name, tool.description, tool.parameters_json)
 
 
 def _check_message(message: chat_pb2.ChatMessage, violations: Violations, path: str) -> None:

@@ -122,7 +122,11 @@ CHAT: list[tuple[dict[str, Any], set[str]]] = [
     (chat(calling("")), {f"{MESSAGE}.tool_calls[0].name"}),
     *(
         (chat(calling(arguments_json=text)), {f"{MESSAGE}.tool_calls[0].arguments_json"})
-        for text in ("{", "[]", "1", '"x"', "null", "{'a': 1}", '{"a": NaN}', '{"a": 1} x', "[" * 100_000)
+        for text in ("{", "[]", "1", '"x"', "null", "{'a': 1}", '{"a": NaN}', '{"a": 1} x')
+    ),
+    (
+        chat(calling(arguments_json="[" * 100_000)),
+        {f"{CONV}.messages", f"{MESSAGE}.tool_calls[0].arguments_json"},
     ),
     (chat(USER, tools=[{"name": ""}]), {f"{CONV}.tools[0].name"}),
     (chat(USER, tools=[{"name": "f", "parameters_json": "[]"}]), {f"{CONV}.tools[0].parameters_json"}),

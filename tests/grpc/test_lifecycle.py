@@ -13,9 +13,12 @@ from typing import Any
 
 import grpc
 import pytest
+from conftest import running
+from fakes import FakeEngine, model_info
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from test_calls import generate_request
 
+from tokenwire.errors import ModelLoadError
 from tokenwire.v1 import generation_service_pb2_grpc
 
 PROGRAM = Path(__file__).with_name("serve_fake.py")
@@ -196,3 +199,9 @@ def test_the_front_and_the_command_line_import_no_model_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ)
     assert done.stdout.strip() == "[]"
+
+
+async def test_a_tokenizer_that_fails_in_any_way_is_a_model_that_cannot_be_loaded() -> None:
+    with pytest.raises(ModelLoadError, match=r"^the text side cannot be used: TypeError: .*"):
+        async with running(FakeEngine(model_info(tokenizer_json=7))):
+            pass

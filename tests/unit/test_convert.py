@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tokenwire import convert
 from tokenwire.engine.protocol import Finish, TokenLogprobs
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
+from tokenwire.engine.settings import SAMPLING_FIELDS, GenerationOverrides, GenerationSettings, resolve
 from tokenwire.v1 import chat_pb2, generation_pb2
 
 ZEROS: dict[str, Any] = {
@@ -74,10 +74,26 @@ def test_an_empty_list_is_not_an_unset_one(field: str, empty: Any, name: str) ->
 def test_settings_go_out_as_a_config_that_means_the_same(given_settings: GenerationSettings) -> None:
     overrides = convert.overrides_of(convert.config_of(given_settings, with_seed=True))
     for name in GenerationOverrides.__struct_fields__:
-        if name != "max_length":
+        if name in SAMPLING_FIELDS and not given_settings.do_sample:
+            assert getattr(overrides, name) is None, name
+        elif name != "max_length":
             assert getattr(overrides, name) == getattr(given_settings, name), name
     assert overrides.max_length is None
     assert convert.overrides_of(convert.config_of(given_settings, with_seed=False)).seed is None
+
+
+@pytest.mark.parametrize("do_sample", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"min_new_tokens": 2, "repetition_penalty": 1.5, "stop_strings": ("a",)}])
+def test_a_config_sent_back_gives_the_same_settings(do_sample: bool, changes: dict[str, Any]) -> None:
+    def resolved(overrides: GenerationOverrides) -> GenerationSettings:
+        resolution = resolve(
+            overrides, GenerationOverrides(eos_token_ids=(7,)), prompt_tokens=3, context_length=99, vocab_size=50
+        )
+        assert resolution.settings is not None, resolution.violations
+        return resolution.settings
+
+    decided = resolved(GenerationOverrides(do_sample=do_sample, seed=5, **changes))
+    assert resolved(convert.overrides_of(convert.config_of(decided, with_seed=True))) == decided
 
 
 def test_config_names_every_setting() -> None:

@@ -140,7 +140,7 @@ async def test_a_command_that_cannot_be_started_is_one_line() -> None:
 @pytest.mark.parametrize("by", ["stop", "cancel"])
 async def test_loading_can_be_given_up(by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     is_loading = asyncio.Event()
-    monkeypatch.setattr(logging.getLogger("tokenwire.engine"), "info", lambda *_: is_loading.set())
+    monkeypatch.setattr(logging.getLogger("tokenwire.engine"), "info", lambda *_, **__: is_loading.set())
     engine = make_engine("hang")
     starting = asyncio.create_task(engine.start())
     await is_loading.wait()

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from google.protobuf.json_format import ParseDict
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -183,3 +184,20 @@ def test_roles(role: str) -> None:
     message = chat_pb2.ChatMessage(role=role, content=[chat_pb2.ContentPart(text="x")])
     validation.check_conversation(chat_pb2.Conversation(messages=[message]), bounds(), violations)
     assert not violations
+
+
+TEXT_FIELDS: list[dict[str, object]] = [
+    {"messages": [{"role": "user", "content": [{"text": "é" * 65}]}]},
+    {"messages": [{"role": "user", "content": [{"text": "x"}], "name": "é" * 64}]},
+    {"messages": [{"role": "assistant", "content": [{"text": "x"}], "reasoning_content": "é" * 64}]},
+    {"messages": [{"role": "assistant", "tool_calls": [{"name": "é" * 65}]}]},
+    {"messages": [{"role": "user", "content": [{"text": "x"}]}], "tools": [{"name": "f", "description": "é" * 64}]},
+]
+
+
+@pytest.mark.parametrize("conversation", TEXT_FIELDS)
+def test_a_conversation_is_measured_in_bytes_of_all_its_text(conversation: dict[str, object]) -> None:
+    violations = Violations()
+    validation.check_conversation(ParseDict(conversation, chat_pb2.Conversation()), bounds(), violations)
+    assert [violation.field for violation in found(violations)] == ["conversation.messages"]
+    assert found(violations)[0].value in ("129 bytes", "130 bytes")
