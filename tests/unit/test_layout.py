@@ -7,8 +7,9 @@ import pytest
 @pytest.mark.parametrize("tied", [True, False])
 def test_arranged_model_gives_the_same_logits(bias: bool, tied: bool) -> None:
     import torch
-    from tokenwire.model.layout import BlockedHead, arrange_weights_inplace
     from transformers import PhiConfig, PhiForCausalLM
+
+    from tokenwire.model.layout import BlockedHead, arrange_weights_inplace
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -27,8 +28,9 @@ def test_arranged_model_gives_the_same_logits(bias: bool, tied: bool) -> None:
 
 def test_bfloat16_and_quantized_weights_are_left_alone() -> None:
     import torch
-    from tokenwire.model.layout import arrange_weights_inplace
     from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tokenwire.model.layout import arrange_weights_inplace
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=7001, **sizes)).to(torch.bfloat16)
