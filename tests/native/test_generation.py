@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sampling_cases import SPECIAL, TOKENIZER, VOCAB, forcing, make_generation, token
+
 from tokenwire import _native
 
 

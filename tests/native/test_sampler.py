@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sampling_cases import SPECIAL, VOCAB, forcing, make_generation
+
 from tokenwire import _native
 
 MIXED: list[dict[str, Any]] = [
