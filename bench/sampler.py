@@ -1,6 +1,7 @@
 """Choosing a token, per row on one core: this service's sampler against transformers' logits processors.
 
-Run: ``python bench/sampler.py`` (needs the ``serve`` extra). Medians; both sides in the same run, taking turns.
+Run: ``python bench/sampler.py`` (needs the ``serve`` extra). Medians of the calling thread's CPU time, which other work
+on the machine does not lengthen by waiting; both sides in the same run, taking turns.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from tokenwire import _native
 
 VOCABULARIES = (49_152, 128_256)
 ROWS = 8
-"""Rows per call, as many as stay on one thread at the larger vocabulary."""
-BATCHES = 4
-"""Different batches, so that no branch is learnt by heart."""
+"""Rows per call, as many as stay on one thread at the larger vocabulary. They are near the core on both sides, as
+logits are that the model has just written."""
+CALLS = 5
+"""Calls of one side before the other takes its turn; the first of them warms up."""
 
 
 @dataclass(frozen=True)
@@ -89,32 +91,30 @@ def choose(warpers: LogitsProcessorList, logits: torch.Tensor, ids: Any, do_samp
     return scores.argmax(dim=-1)
 
 
-def microseconds_per_row(call: Callable[[int], object]) -> list[float]:
+def microseconds_per_row(call: Callable[[], object]) -> list[float]:
+    """Times of one turn, its first call left out."""
     times = []
-    for index in range(BATCHES):
-        start = time.perf_counter_ns()
-        call(index)
-        times.append((time.perf_counter_ns() - start) / 1e3 / ROWS)
-    return times
+    for _ in range(CALLS):
+        start = time.thread_time_ns()
+        call()
+        times.append((time.thread_time_ns() - start) / 1e3 / ROWS)
+    return times[1:]
 
 
 def measure(name: str, logits: NDArray[np.float32], rounds: int) -> Measurement:
-    """Both sides choose a token for each row of ``logits`` ``[BATCHES, ROWS, V]``, one batch per call."""
+    """Both sides choose a token for each row of ``logits`` ``[ROWS, V]``, all rows in one call."""
     settings, processors = CASES[name]
-    generations = [make_generation(logits.shape[2], settings) for _ in range(ROWS)]
+    generations = [make_generation(logits.shape[1], settings) for _ in range(ROWS)]
     sampler, warpers = _native.Sampler(), LogitsProcessorList(processors)
-    tensors = torch.from_numpy(logits)
+    tensor = torch.from_numpy(logits)
     ids = torch.zeros((ROWS, 1), dtype=torch.int64)
     ours: list[float] = []
     theirs: list[float] = []
-    for turn in range(rounds + 1):
-        mine = microseconds_per_row(lambda index: sampler.step(logits[index], generations))
+    for _ in range(rounds):
+        ours += microseconds_per_row(lambda: sampler.step(logits, generations))
         with torch.inference_mode():
-            other = microseconds_per_row(lambda index: choose(warpers, tensors[index], ids, settings["do_sample"]))
-        if turn:  # The first turn warms up.
-            ours += mine
-            theirs += other
-    return Measurement(name, logits.shape[2], statistics.median(ours), statistics.median(theirs))
+            theirs += microseconds_per_row(lambda: choose(warpers, tensor, ids, settings["do_sample"]))
+    return Measurement(name, logits.shape[1], statistics.median(ours), statistics.median(theirs))
 
 
 def table(measurements: list[Measurement]) -> str:
@@ -138,7 +138,7 @@ def main(rounds: int = 10) -> list[Measurement]:
         print(f"\nNormal logits, standard deviation {spread:g}; one thread; {cpu()}\n")
         batch = []
         for vocab_size in VOCABULARIES:
-            logits = (generator.standard_normal((BATCHES, ROWS, vocab_size)) * spread).astype(np.float32)
+            logits = (generator.standard_normal((ROWS, vocab_size)) * spread).astype(np.float32)
             batch += [measure(name, logits, rounds) for name in CASES]
         print(table(batch), flush=True)
         measurements += batch
@@ -147,5 +147,5 @@ def main(rounds: int = 10) -> list[Measurement]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="turns of each side over all batches")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each side")
     main(parser.parse_args().rounds)

@@ -4,7 +4,7 @@ use super::kernels::{self, BLOCK};
 use super::select::{self, Scratch};
 
 /// A row stays whole while at least one in this many of its logits is left: cutting in place is cheaper than a list.
-const WHOLE_FROM: usize = 4;
+const WHOLE_FROM: usize = 8;
 
 /// Why a row has no next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +70,8 @@ pub struct Candidates<'a> {
     max: f32,
     /// What the values of a whole row are still to be divided by.
     temperature: f32,
+    /// Value and position below which a whole row is still to be cut. Never pending together with a temperature.
+    floor: Option<(f32, u32)>,
 }
 
 impl<'a> Candidates<'a> {
@@ -85,7 +87,7 @@ impl<'a> Candidates<'a> {
         if scan.max == f32::NEG_INFINITY {
             return Err(RowError::NoTokenAllowed);
         }
-        let mut candidates = Self { row, buffers, form: Form::Row, max: scan.max, temperature: 1.0 };
+        let mut candidates = Self { row, buffers, form: Form::Row, max: scan.max, temperature: 1.0, floor: None };
         if scan.max == f32::INFINITY {
             candidates.keep_infinite();
         }
@@ -130,8 +132,9 @@ impl<'a> Candidates<'a> {
         if (self.max / self.temperature).is_finite() { 0.0 } else { self.max }
     }
 
-    /// Carries out the pending division.
+    /// Carries out what is pending.
     fn settle(&mut self) {
+        self.settle_floor();
         if self.temperature == 1.0 {
             return;
         }
@@ -187,17 +190,23 @@ impl<'a> Candidates<'a> {
         if self.form != Form::List && kernels::count_from(self.stored(), value) * WHOLE_FROM < self.len() {
             self.gather(value);
         }
-        match self.form {
-            Form::List => self.filter(|id, other, _| other > value || (other == value && id >= first_id)),
-            Form::Copy => {
-                let Buffers { copy, spare, .. } = &mut *self.buffers;
-                kernels::cut(copy, value, position, spare);
-                std::mem::swap(copy, spare);
-            }
-            Form::Row => {
-                kernels::cut(self.row, value, position, &mut self.buffers.copy);
-                self.form = Form::Copy;
-            }
+        if self.form == Form::List {
+            self.filter(|id, other, _| other > value || (other == value && id >= first_id));
+        } else {
+            self.floor = Some((value, position));
+        }
+    }
+
+    /// Carries out the pending cut.
+    fn settle_floor(&mut self) {
+        let Some((value, position)) = self.floor.take() else { return };
+        let Buffers { copy, spare, .. } = &mut *self.buffers;
+        if self.form == Form::Copy {
+            kernels::cut(copy, value, position, spare);
+            std::mem::swap(copy, spare);
+        } else {
+            kernels::cut(self.row, value, position, copy);
+            self.form = Form::Copy;
         }
     }
 
@@ -261,6 +270,7 @@ impl<'a> Candidates<'a> {
 
     /// Keeps the `k` largest logits (`k >= 1`) and all that tie with the k-th after the division by temperature.
     pub fn keep_top(&mut self, k: usize) {
+        self.settle_floor();
         if k >= self.len() {
             return;
         }
@@ -329,13 +339,15 @@ impl<'a> Candidates<'a> {
     /// Draws a token by inverting the cumulative distribution, tokens in ascending order of id, at `u` in `[0, 1)`.
     pub fn draw(&mut self, u: f64) -> u32 {
         let (max, rate) = (self.max, self.temperature.recip());
+        // Most cuts end here: the sums leave out what is below, and the row need not be copied.
+        let (floor, first) = self.floor.unwrap_or((f32::NEG_INFINITY, 0));
         let Buffers { copy, values, sums, scratch, .. } = &mut *self.buffers;
         let values: &[f32] = match self.form {
             Form::Row => self.row,
             Form::Copy => copy,
             Form::List => values,
         };
-        kernels::exp_block_sums(values, max, rate, sums);
+        kernels::exp_block_sums(values, max, rate, (floor, first), sums);
         let mut left = u * sums.iter().sum::<f64>();
         let mut chosen = None;
         for (block, (values, &sum)) in values.chunks(BLOCK).zip(sums.iter()).enumerate() {
@@ -344,22 +356,28 @@ impl<'a> Candidates<'a> {
                 continue;
             }
             kernels::exps(values, max, rate, &mut scratch.weights);
-            for (offset, &weight) in scratch.weights.iter().enumerate().filter(|&(_, &weight)| weight > 0.0) {
-                chosen = Some(block * BLOCK + offset);
-                left -= f64::from(weight);
-                if left < 0.0 {
-                    break;
+            for ((&value, &weight), position) in values.iter().zip(&scratch.weights).zip(block * BLOCK..) {
+                let is_left = value > floor || (value == floor && position >= first as usize);
+                if is_left && weight > 0.0 {
+                    chosen = Some(position);
+                    left -= f64::from(weight);
+                    if left < 0.0 {
+                        break;
+                    }
                 }
             }
             break;
         }
         // Rounding may leave a little behind the last token that has any probability.
+        if chosen.is_none() {
+            self.settle_floor();
+        }
         chosen.map_or_else(|| self.best(), |position| self.id_at(position))
     }
 
     /// Natural logarithm of the sum of `exp(logit - max)`.
-    #[must_use]
-    pub fn log_normalizer(&self) -> f64 {
+    pub fn log_normalizer(&mut self) -> f64 {
+        self.settle_floor();
         kernels::exp_sum(self.stored(), self.max, self.temperature.recip()).ln()
     }
 

@@ -21,7 +21,7 @@ pub fn of_row(logits: &[f32], chosen: u32, count: usize, buffers: &mut Buffers) 
 
 /// Log-softmax over the candidates at `chosen` and the `count` largest.
 #[must_use]
-pub fn of_candidates(candidates: Candidates<'_>, chosen: u32, count: usize) -> Logprobs {
+pub fn of_candidates(mut candidates: Candidates<'_>, chosen: u32, count: usize) -> Logprobs {
     let log_normalizer = candidates.log_normalizer();
     Logprobs { chosen: candidates.logprob(chosen, log_normalizer), top: candidates.into_top(count, log_normalizer) }
 }

@@ -2,6 +2,9 @@
 //!
 //! Within a block sums are `f32` in [`SUM_LANES`] lanes, across blocks `f64`.
 
+// Conditions joined without a branch, so that the loops around them vectorize.
+#![allow(clippy::needless_bitwise_bool)]
+
 use super::{BLOCK, append_positions};
 
 const SUM_LANES: usize = 16;
@@ -47,16 +50,34 @@ kernel! {
     }
 }
 
-/// Like [`exp_sum`], for each [`BLOCK`] of values.
-pub fn exp_block_sums(values: &[f32], max: f32, rate: f32, sums: &mut Vec<f64>) {
+/// Like [`exp_sum`] for each [`BLOCK`] of values, without those below the floor: a value, and a position from which on
+/// values equal to it count.
+pub fn exp_block_sums(values: &[f32], max: f32, rate: f32, floor: (f32, u32), sums: &mut Vec<f64>) {
     sums.resize(values.len().div_ceil(BLOCK), 0.0);
-    block_sums_into(values, max, rate, sums);
+    block_sums_into(values, max, rate, floor, sums);
 }
 
 kernel! {
-    fn block_sums_into<'a>(values: &'a [f32], max: f32, rate: f32, sums: &'a mut [f64]) -> () {
-        for (sum, block) in sums.iter_mut().zip(values.chunks(BLOCK)) {
-            *sum = block_exp_sum(block, max, rate);
+    fn block_sums_into<'a>(values: &'a [f32], max: f32, rate: f32, floor: (f32, u32), sums: &'a mut [f64]) -> () {
+        const LANE: [u32; SUM_LANES] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+        let (floor, first) = floor;
+        for ((sum, block), start) in sums.iter_mut().zip(values.chunks(BLOCK)).zip((0_u32..).step_by(BLOCK)) {
+            let (groups, tail) = block.as_chunks::<SUM_LANES>();
+            let mut lanes = [0.0_f32; SUM_LANES];
+            let mut position = start;
+            for group in groups {
+                for lane in 0..SUM_LANES {
+                    let weight = exp((group[lane] - max) * rate);
+                    let is_tie = (group[lane] == floor) & (position + LANE[lane] >= first);
+                    lanes[lane] += if (group[lane] > floor) | is_tie { weight } else { 0.0 };
+                }
+                position += 16;
+            }
+            *sum = sum_lanes(lanes);
+            for (&value, at) in tail.iter().zip(position..) {
+                let is_left = value > floor || (value == floor && at >= first);
+                *sum += if is_left { f64::from(exp((value - max) * rate)) } else { 0.0 };
+            }
         }
     }
 }
