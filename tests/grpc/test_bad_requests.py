@@ -5,9 +5,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import service_config
 from fakes import VOCAB_SIZE, FakeEngine, model_info, say
 from google.protobuf.json_format import ParseDict
+from harness import service_config
 from test_statuses import failure
 
 from tokenwire.config import LimitsConfig

@@ -5,9 +5,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Service, service_config
 from fakes import FakeEngine, FakeStream, say
 from google.rpc import error_details_pb2, status_pb2
+from harness import Service, service_config
 from test_statuses import failure
 
 from tokenwire.config import LimitsConfig

@@ -1,8 +1,8 @@
 """Every call once: what goes in reaches the engine, what the engine gives comes out."""
 
 import pytest
-from conftest import Service
 from fakes import IM_END, VOCAB_SIZE, FakeEngine, say
+from harness import Service
 
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from conftest import Service
 from fakes import FakeEngine, say
+from harness import Service
 from test_calls import conversation, generate_request
 
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, tokenizer_service_pb2

@@ -6,9 +6,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from conftest import Service, running, service_config
 from fakes import FakeEngine, say
 from grpc_health.v1 import health_pb2
+from harness import Service, running, service_config
 from test_calls import generate_request
 from test_statuses import failure
 

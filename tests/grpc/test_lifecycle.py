@@ -13,9 +13,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import running
 from fakes import FakeEngine, model_info
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from harness import running
 from test_calls import generate_request
 
 from tokenwire.errors import ModelLoadError

@@ -4,10 +4,10 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Service, service_config
 from fakes import FakeEngine
 from google.protobuf import descriptor_pb2, descriptor_pool
 from grpc_reflection.v1alpha import reflection_pb2
+from harness import Service, service_config
 
 SERVICES = {
     "grpc.health.v1.Health",

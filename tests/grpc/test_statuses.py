@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from conftest import Service
 from fakes import FakeEngine, FakeStream, model_info, say
 from google.rpc import error_details_pb2, status_pb2
+from harness import Service
 from test_calls import conversation, generate_request
 
 from tokenwire import errors

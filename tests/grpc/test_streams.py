@@ -6,8 +6,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
-from conftest import Service, service_config
 from fakes import FakeEngine
+from harness import Service, service_config
 from test_calls import conversation, generate_request
 from test_statuses import failure, to_the_end
 
