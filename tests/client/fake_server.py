@@ -91,7 +91,8 @@ class FakeServer:
         self.cancelled = threading.Event()
         self._pool = ThreadPoolExecutor(16)
         self._server = grpc.server(self._pool)
-        self.health = health.HealthServicer()
+        # Blocking: the other kind takes two locks in either order, and deadlocks when a watch ends while health is set.
+        self.health = health.HealthServicer(experimental_non_blocking=False)
         for add, servicer in (
             (generation_service_pb2_grpc.add_GenerationServiceServicer_to_server, self),
             (tokenizer_service_pb2_grpc.add_TokenizerServiceServicer_to_server, self),
