@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
@@ -164,12 +166,12 @@ def check_text_size(text: str, bounds: Bounds, violations: Violations, path: str
         violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))
 
 
-def check_token_ids(ids: Sequence[int], vocab_size: int, violations: Violations, path: str) -> None:
+def check_token_ids(ids: Sequence[int] | NDArray[np.int64], vocab_size: int, violations: Violations, path: str) -> None:
     """Check that every id lies in the vocabulary."""
-    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-        bad = [index for index, token_id in enumerate(ids) if not 0 <= token_id < vocab_size]
-        for index in bad[:MAX_REPORTED_ELEMENTS]:
-            violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", ids[index])
+    values = np.asarray(ids, dtype=np.int64)
+    outside = np.flatnonzero((values < 0) | (values >= vocab_size))
+    for index in outside[:MAX_REPORTED_ELEMENTS].tolist():
+        violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", int(values[index]))
 
 
 def check_prompt_tokens(count: int, bounds: Bounds, path: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
 from hypothesis import assume, given, settings
@@ -160,6 +161,16 @@ def test_size_in_bytes_is_judged_before_tokenizing(text: str, fits: bool) -> Non
     prompt = generation_service_pb2.Prompt(text=text)
     validation.check_prompt(prompt, bounds(), violations, "prompt")
     assert (not violations) is fits
+
+
+@pytest.mark.parametrize(
+    ("ids", "bad"), [([], []), ([0, VOCAB_SIZE - 1], []), ([1, -1, VOCAB_SIZE, 2], [1, 2]), ([-1] * 9, [*range(8)])]
+)
+@pytest.mark.parametrize("kind", [list, lambda ids: generation_pb2.TokenIds(ids=ids).ids, np.array])
+def test_token_ids_outside_the_vocabulary_are_named(kind: Any, ids: list[int], bad: list[int]) -> None:
+    violations = Violations()
+    validation.check_token_ids(kind(ids), VOCAB_SIZE, violations, "ids")
+    assert found(violations) == [Violation(f"ids[{index}]", "must be in [0, 100)", str(ids[index])) for index in bad]
 
 
 @pytest.mark.parametrize("model", ["", "m"])

@@ -1,7 +1,7 @@
 """Text to tokens and back for the served model: what servicers need of ``_native``, behind one small interface."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -65,7 +65,7 @@ class Text(Protocol):
     def encode_pieces(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> Pieces:
         """Token ids of a text, with where they come from."""
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
 
     def token_text(self, token_id: int) -> str:
@@ -124,7 +124,7 @@ class NativeText:
         )
         return Pieces(_as_list(ids), pieces, [(start, end) for start, end in ranges.tolist()])
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
         try:
             return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -172,5 +172,5 @@ def _as_list(ids: NDArray[np.int64]) -> list[int]:
 
 
 async def off_loop(size: int, work: Callable[[], R]) -> R:
-    """Run ``work`` on a text of ``size`` characters: in a thread, or at once where it is short."""
+    """Run ``work`` on a text of ``size`` characters, or as many ids: in a thread, or at once where it is short."""
     return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)
