@@ -273,12 +273,40 @@ def _within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Vi
     return False
 
 
+def check_sizes(
+    config: generation_pb2.GenerationConfig, output: Output, limits: LimitsConfig, violations: Violations
+) -> bool:
+    """Check counts and lengths, on the message. False where something is too long to be copied and looked into."""
+    stop_strings = config.stop_strings.values
+    path = f"{_CONFIG}.stop_strings.values"
+    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
+    if fits:
+        for index, text in enumerate(stop_strings):
+            size = len(text.encode())
+            if size > limits.max_stop_string_bytes:
+                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
+                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
+                fits = False
+    for ids, name in (
+        (config.eos_token_id.ids, "eos_token_id.ids"),
+        (config.stop_token_ids, "stop_token_ids"),
+        (config.suppress_tokens.ids, "suppress_tokens.ids"),
+    ):
+        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
+    bias = config.logit_bias
+    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
+    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
+        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
+    return fits
+
+
 def check_generation(
     overrides: GenerationOverrides, output: Output, bounds: Bounds, violations: Violations, *, prompt_tokens: int = 1
 ) -> None:
-    """Check the settings of a request. ``prompt_tokens``: how many the prompt has, or at least has."""
-    if not _check_sizes(overrides, output, bounds.limits, violations):
-        return
+    """Check the settings of a request that passed ``check_sizes``: ranges, and the rules between them.
+
+    ``prompt_tokens``: how many the prompt has, or at least has.
+    """
     violations.extend(_range_violations(overrides, bounds.info))
     resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
     violations.extend(resolution.violations)
@@ -310,30 +338,6 @@ def _resolve(overrides: GenerationOverrides, output: Output, bounds: Bounds, pro
         processed_logprobs=output.processed_logprobs,
         skip_special_tokens=output.skip_special_tokens,
     )
-
-
-def _check_sizes(overrides: GenerationOverrides, output: Output, limits: LimitsConfig, violations: Violations) -> bool:
-    """Counts and lengths. False where a list is too long to be looked into."""
-    stop_strings = overrides.stop_strings or ()
-    path = f"{_CONFIG}.stop_strings.values"
-    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
-    if fits:
-        for index, text in enumerate(stop_strings):
-            size = len(text.encode())
-            if size > limits.max_stop_string_bytes:
-                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
-                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
-    for ids, name in (
-        (overrides.eos_token_ids or (), "eos_token_id.ids"),
-        (overrides.stop_token_ids, "stop_token_ids"),
-        (overrides.suppress_tokens or (), "suppress_tokens.ids"),
-    ):
-        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
-    bias = overrides.logit_bias
-    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
-    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
-        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
-    return fits
 
 
 def _range_violations(overrides: GenerationOverrides, info: ModelInfo) -> Iterator[Violation]:
