@@ -42,7 +42,8 @@ class Bounds:
     info: ModelInfo
     limits: LimitsConfig
     max_prompt_bytes: int
-    """UTF-8 bytes above which no text can fit the context, whatever it says."""
+    """UTF-8 bytes above which no text can fit the context, whatever it says; max_message_bytes where the tokenizer
+    sets no such bound."""
 
     @property
     def max_sequence_tokens(self) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenwire import _native
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import InvalidRequestError, UnsupportedError, Violation
+from tokenwire.servicers.losslessness import MAX_CHARACTER_BYTES, keeps_all_text
 
 R = TypeVar("R")
 
@@ -52,8 +53,8 @@ class Text(Protocol):
         """Whether ``render`` can work."""
 
     @property
-    def longest_piece_bytes(self) -> int:
-        """UTF-8 bytes of the longest vocabulary entry."""
+    def max_bytes_per_token(self) -> int | None:
+        """UTF-8 bytes of text that one token stands for at most; None where there is no such bound."""
 
     @property
     def vocab_size(self) -> int:
@@ -96,8 +97,10 @@ class NativeText:
             except _native.TemplateError as error:
                 self._template_error = str(error)
         self.vocab_size = self._tokenizer.vocab_size
-        entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
-        self.longest_piece_bytes = max((len(entry.encode()) for entry in entries if entry), default=1)
+        self.max_bytes_per_token: int | None = None
+        if keeps_all_text(info.tokenizer_json, lambda token: self.token_id(token) is not None):
+            entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
+            self.max_bytes_per_token = max(MAX_CHARACTER_BYTES, *(len((entry or "").encode()) for entry in entries))
         self.token_text: Callable[[int], str] = lru_cache(_TOKEN_TEXT_CACHE)(self._token_text)
 
     @property
