@@ -1,8 +1,8 @@
 """Every rule about requests, checked before any work; all violations of a request are reported at once.
 
-Ranges of sampling and stopping parameters live in Rust (``_native.SamplingParams`` and ``StoppingParams``), the rules
-between settings in ``engine.settings.resolve``; this module adds presence, sizes, counts and everything about prompts
-and conversations. Counts and sizes come first: a list that is too long is not looked at element by element.
+Ranges of sampling and stopping parameters live in Rust (asked by ``engine.ranges``), the rules between settings in
+``engine.settings.resolve``; this module adds presence, sizes, counts and everything about prompts and conversations.
+Counts and sizes come first: a list that is too long is not looked at element by element.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
 from google.protobuf.message import Message
+from numpy.typing import NDArray
 
-from tokenwire import _native
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
+from tokenwire.engine.ranges import out_of_range
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, Note, Resolution, resolve
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
@@ -31,20 +33,6 @@ _LIST_PATHS = {
     "suppress_tokens": "suppress_tokens.ids",
     "stop_strings": "stop_strings.values",
 }
-_SAMPLING_NAMES = (
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "suppress_tokens",
-    "seed",
-)
-_STOPPING_NAMES = ("min_new_tokens", "eos_token_ids", "include_stop_string")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +42,8 @@ class Bounds:
     info: ModelInfo
     limits: LimitsConfig
     max_prompt_bytes: int
-    """UTF-8 bytes above which no text can fit the context, whatever it says."""
+    """UTF-8 bytes above which no text can fit the context, whatever it says; max_message_bytes where the tokenizer
+    sets no such bound."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -98,10 +87,6 @@ class Violations:
         """Note violations found elsewhere."""
         for violation in violations:
             self._items.setdefault(violation.field, violation)
-
-    def covers(self, field: str) -> bool:
-        """Whether something is noted about ``field`` or a part of it."""
-        return any(noted == field or noted.startswith((f"{field}.", f"{field}[")) for noted in self._items)
 
     def check(self) -> None:
         """Raise InvalidRequestError with everything noted, if there is anything."""
@@ -182,12 +167,12 @@ def check_text_size(text: str, bounds: Bounds, violations: Violations, path: str
         violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))
 
 
-def check_token_ids(ids: Sequence[int], vocab_size: int, violations: Violations, path: str) -> None:
+def check_token_ids(ids: Sequence[int] | NDArray[np.int64], vocab_size: int, violations: Violations, path: str) -> None:
     """Check that every id lies in the vocabulary."""
-    if ids and (min(ids) < 0 or max(ids) >= vocab_size):
-        bad = [index for index, token_id in enumerate(ids) if not 0 <= token_id < vocab_size]
-        for index in bad[:MAX_REPORTED_ELEMENTS]:
-            violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", ids[index])
+    values = np.asarray(ids, dtype=np.int64)
+    outside = np.flatnonzero((values < 0) | (values >= vocab_size))
+    for index in outside[:MAX_REPORTED_ELEMENTS].tolist():
+        violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", int(values[index]))
 
 
 def check_prompt_tokens(count: int, bounds: Bounds, path: str) -> None:
@@ -289,16 +274,43 @@ def _within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Vi
     return False
 
 
+def check_sizes(
+    config: generation_pb2.GenerationConfig, output: Output, limits: LimitsConfig, violations: Violations
+) -> bool:
+    """Check counts and lengths, on the message. False where something is too long to be copied and looked into."""
+    stop_strings = config.stop_strings.values
+    path = f"{_CONFIG}.stop_strings.values"
+    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
+    if fits:
+        for index, text in enumerate(stop_strings):
+            size = len(text.encode())
+            if size > limits.max_stop_string_bytes:
+                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
+                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
+                fits = False
+    for ids, name in (
+        (config.eos_token_id.ids, "eos_token_id.ids"),
+        (config.stop_token_ids, "stop_token_ids"),
+        (config.suppress_tokens.ids, "suppress_tokens.ids"),
+    ):
+        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
+    bias = config.logit_bias
+    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
+    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
+        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
+    return fits
+
+
 def check_generation(
     overrides: GenerationOverrides, output: Output, bounds: Bounds, violations: Violations, *, prompt_tokens: int = 1
 ) -> None:
-    """Check the settings of a request. ``prompt_tokens``: how many the prompt has, or at least has."""
-    if not _check_sizes(overrides, output, bounds.limits, violations):
-        return
-    violations.extend(_native_violations(overrides, bounds.info))
+    """Check the settings of a request that passed ``check_sizes``: ranges, and the rules between them.
+
+    ``prompt_tokens``: how many the prompt has, or at least has.
+    """
+    violations.extend(_range_violations(overrides, bounds.info))
     resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
-    # Both look at ranges; where Rust named the element, the list as a whole says no more.
-    violations.extend(violation for violation in resolution.violations if not violations.covers(violation.field))
+    violations.extend(resolution.violations)
 
 
 def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
@@ -329,60 +341,9 @@ def _resolve(overrides: GenerationOverrides, output: Output, bounds: Bounds, pro
     )
 
 
-def _check_sizes(overrides: GenerationOverrides, output: Output, limits: LimitsConfig, violations: Violations) -> bool:
-    """Counts and lengths. False where a list is too long to be looked into."""
-    stop_strings = overrides.stop_strings or ()
-    path = f"{_CONFIG}.stop_strings.values"
-    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
-    if fits:
-        for index, text in enumerate(stop_strings):
-            size = len(text.encode())
-            if size > limits.max_stop_string_bytes:
-                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
-                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
-            elif size == 0:
-                violations.add(f"{path}[{index}]", "must not be empty", "")
-    for ids, name in (
-        (overrides.eos_token_ids or (), "eos_token_id.ids"),
-        (overrides.stop_token_ids, "stop_token_ids"),
-        (overrides.suppress_tokens or (), "suppress_tokens.ids"),
-    ):
-        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
-    bias = overrides.logit_bias
-    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
-    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
-        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
-    return fits
-
-
-def _native_violations(overrides: GenerationOverrides, info: ModelInfo) -> list[Violation]:
-    """What Rust says about the fields that the request sets."""
-    values = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
-    found: list[Violation] = []
-    sampling = {name: values[name] for name in _SAMPLING_NAMES if name in values}
-    stopping = {name: values[name] for name in _STOPPING_NAMES if name in values}
-    try:
-        _native.SamplingParams(vocab_size=info.vocab_size, logit_bias=overrides.logit_bias, **sampling)
-    except _native.InvalidParametersError as error:
-        found += _named(error)
-    try:
-        _native.StoppingParams(
-            vocab_size=info.vocab_size,
-            # A length that follows from the prompt is judged once the prompt is tokenized.
-            max_new_tokens=values.get("max_new_tokens", info.context_length),
-            stop_token_ids=overrides.stop_token_ids,
-            stop_strings=tuple(text for text in overrides.stop_strings or () if text),
-            **stopping,
-        )
-    except _native.InvalidParametersError as error:
-        found += _named(error)
-    return found
-
-
-def _named(error: _native.InvalidParametersError) -> list[Violation]:
-    violations = []
-    for field, rule, value in error.violations:
-        name, bracket, index = field.partition("[")
+def _range_violations(overrides: GenerationOverrides, info: ModelInfo) -> Iterator[Violation]:
+    # A length that follows from the prompt is judged once the prompt is tokenized.
+    for violation in out_of_range(overrides, vocab_size=info.vocab_size, max_new_tokens=info.context_length):
+        name, bracket, index = violation.field.partition("[")
         path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
-        violations.append(Violation(path, rule, shorten(Verbatim(value))))
-    return violations
+        yield Violation(path, violation.rule, shorten(Verbatim(violation.value)))

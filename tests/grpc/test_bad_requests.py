@@ -1,11 +1,12 @@
 """Every kind of bad request is INVALID_ARGUMENT that names the field, before the engine hears of it."""
 
+import json
 import math
 from typing import Any
 
 import grpc
 import pytest
-from fakes import VOCAB_SIZE, FakeEngine, model_info, say
+from fakes import VOCAB_SIZE, FakeEngine, model_info, say, tokenizer_json
 from google.protobuf.json_format import ParseDict
 from harness import service_config
 from test_statuses import failure
@@ -227,3 +228,11 @@ async def test_values_at_the_edges_are_accepted(start: Any) -> None:
         await service.generation.Generate(parse(request, pb.GenerateRequest))
     for request in ACCEPTED_CHATS:
         await service.generation.Chat(parse(request, pb.ChatRequest))
+
+
+async def test_a_long_text_of_few_tokens_is_accepted(start: Any) -> None:
+    collapse = {"type": "Replace", "pattern": {"Regex": " +"}, "content": " "}
+    collapsing = json.dumps(json.loads(tokenizer_json()) | {"normalizer": collapse})
+    service = await start(FakeEngine(model_info(tokenizer_json=collapsing), script=say("x")))
+    await service.generation.Generate(parse({"prompt": {"text": "a" + " " * 10**6 + "b"}}, pb.GenerateRequest))
+    assert [bytes(stream.prompt_ids) for stream in service.engine.streams] == [b"a b"]

@@ -1,10 +1,15 @@
 """Every call once: what goes in reaches the engine, what the engine gives comes out."""
 
+import threading
+from typing import Any
+
 import pytest
 from fakes import IM_END, VOCAB_SIZE, FakeEngine, say
 from harness import Service
 
+from tokenwire.servicers.text import INLINE_CHARACTERS
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
+from tokenwire.validation import check_token_ids
 
 TEXT = "Grüße, 世界 🙂!"
 
@@ -142,6 +147,22 @@ async def test_detokenize_skips_special_tokens(service: Service, skip: bool | No
         token_ids=generation_pb2.TokenIds(ids=[ord("a"), IM_END]), skip_special_tokens=skip
     )
     assert (await service.tokenizer.Detokenize(request)).text == text
+
+
+@pytest.mark.parametrize(("count", "on_loop"), [(INLINE_CHARACTERS, True), (INLINE_CHARACTERS + 1, False)])
+async def test_many_token_ids_are_looked_at_off_the_event_loop(
+    service: Service, monkeypatch: pytest.MonkeyPatch, count: int, on_loop: bool
+) -> None:
+    threads = []
+
+    def check(*arguments: Any) -> None:
+        threads.append(threading.current_thread())
+        check_token_ids(*arguments)
+
+    monkeypatch.setattr("tokenwire.servicers.tokenizer.check_token_ids", check)
+    request = tokenizer_service_pb2.DetokenizeRequest(token_ids=generation_pb2.TokenIds(ids=[ord("a")] * count))
+    assert (await service.tokenizer.Detokenize(request)).text == "a" * count
+    assert [thread is threading.current_thread() for thread in threads] == [on_loop]
 
 
 async def test_get_model(service: Service) -> None:

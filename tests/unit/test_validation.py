@@ -2,16 +2,18 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.json_format import ParseDict
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenwire import validation
+from tokenwire import convert, validation
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
+from tokenwire.servicers.preparation import checked_overrides
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 from tokenwire.validation import Bounds, Output, Violations
 
@@ -53,10 +55,16 @@ def found(violations: Violations) -> list[Violation]:
     return []
 
 
-def judge(overrides: GenerationOverrides, output: Output = PLAIN, **limits: int) -> dict[str, Violation]:
+def judge(overrides: GenerationOverrides) -> dict[str, Violation]:
     violations = Violations()
-    validation.check_generation(overrides, output, bounds(**limits), violations)
+    validation.check_generation(overrides, PLAIN, bounds(), violations)
     return {violation.field: violation for violation in found(violations)}
+
+
+def sizes(config: generation_pb2.GenerationConfig, output: Output = PLAIN, **limits: int) -> tuple[bool, list[str]]:
+    violations = Violations()
+    fits = validation.check_sizes(config, output, LimitsConfig(**limits), violations)
+    return fits, [violation.field for violation in found(violations)]
 
 
 def test_nothing_noted_raises_nothing() -> None:
@@ -122,16 +130,26 @@ def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: Ge
 
 
 @pytest.mark.parametrize(
-    ("overrides", "limits", "field"),
+    ("config", "limits", "field"),
     [
-        ({"stop_strings": ("a",) * 10**6}, {}, "generation_config.stop_strings.values"),
-        ({"stop_token_ids": (-1,) * 10**6}, {}, "generation_config.stop_token_ids"),
-        ({"eos_token_ids": (1,) * 3}, {"max_token_ids": 2}, "generation_config.eos_token_id.ids"),
-        ({"logit_bias": dict.fromkeys(range(10**5), 500.0)}, {}, "generation_config.logit_bias"),
+        ({"stop_strings": {"values": ["a"] * 10**5}}, {}, "stop_strings.values"),
+        ({"stop_strings": {"values": ["a" * 10**6]}}, {}, "stop_strings.values[0]"),
+        ({"stop_token_ids": [-1] * 10**5}, {}, "stop_token_ids"),
+        ({"eos_token_id": {"ids": [1] * 3}}, {"max_token_ids": 2}, "eos_token_id.ids"),
+        ({"suppress_tokens": {"ids": [1] * 3}}, {"max_token_ids": 2}, "suppress_tokens.ids"),
+        ({"logit_bias": {str(key): 500.0 for key in range(10**4)}}, {}, "logit_bias"),
     ],
 )
-def test_a_list_that_is_too_long_is_not_looked_into(overrides: Any, limits: Any, field: str) -> None:
-    assert set(judge(GenerationOverrides(**overrides), **limits)) == {field}
+def test_what_is_too_long_is_neither_copied_nor_looked_into(
+    monkeypatch: pytest.MonkeyPatch, config: dict[str, object], limits: dict[str, int], field: str
+) -> None:
+    message = ParseDict(config, generation_pb2.GenerationConfig())
+    assert sizes(message, **limits) == (False, [f"generation_config.{field}"])
+    # `overrides_of` copies.
+    monkeypatch.delattr(convert, "overrides_of")
+    violations = Violations()
+    checked_overrides(message, PLAIN, bounds(**limits), violations)
+    assert [violation.field for violation in found(violations)] == [f"generation_config.{field}"]
 
 
 @pytest.mark.parametrize(
@@ -139,7 +157,9 @@ def test_a_list_that_is_too_long_is_not_looked_into(overrides: Any, limits: Any,
 )
 def test_logprobs(asked: int, limit: int, fits: bool) -> None:
     output = Output(logprobs=asked, processed_logprobs=False, skip_special_tokens=True)
-    assert (judge(GenerationOverrides(), output, max_logprobs=limit) == {}) is fits
+    expected: list[str] = [] if fits else ["output.logprobs"]
+    # A count that is too large is no reason to leave the other settings unread.
+    assert sizes(generation_pb2.GenerationConfig(), output, max_logprobs=limit) == (True, expected)
 
 
 @pytest.mark.parametrize(("capacity", "name"), [(1000, "context of 32"), (16, "KV cache of 16")])
@@ -160,6 +180,16 @@ def test_size_in_bytes_is_judged_before_tokenizing(text: str, fits: bool) -> Non
     prompt = generation_service_pb2.Prompt(text=text)
     validation.check_prompt(prompt, bounds(), violations, "prompt")
     assert (not violations) is fits
+
+
+@pytest.mark.parametrize(
+    ("ids", "bad"), [([], []), ([0, VOCAB_SIZE - 1], []), ([1, -1, VOCAB_SIZE, 2], [1, 2]), ([-1] * 9, [*range(8)])]
+)
+@pytest.mark.parametrize("kind", [list, lambda ids: generation_pb2.TokenIds(ids=ids).ids, np.array])
+def test_token_ids_outside_the_vocabulary_are_named(kind: Any, ids: list[int], bad: list[int]) -> None:
+    violations = Violations()
+    validation.check_token_ids(kind(ids), VOCAB_SIZE, violations, "ids")
+    assert found(violations) == [Violation(f"ids[{index}]", "must be in [0, 100)", str(ids[index])) for index in bad]
 
 
 @pytest.mark.parametrize("model", ["", "m"])

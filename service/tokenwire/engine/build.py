@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import msgspec
 
+from tokenwire.engine.defaults import defaults_from_generation_config
 from tokenwire.engine.main import Built
 from tokenwire.engine.protocol import ModelInfo, Start
-from tokenwire.engine.settings import defaults_from_generation_config
 from tokenwire.model.checkpoint import find
 
 

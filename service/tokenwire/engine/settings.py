@@ -3,14 +3,13 @@
 Precedence (transformers' own): request field > the model's generation_config.json > transformers' default.
 """
 
-import math
 import secrets
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
 
-from tokenwire.errors import ModelLoadError, Violation
+from tokenwire.errors import Violation
 
 DEFAULT_MAX_NEW_TOKENS = 20
 """What transformers generates when neither max_new_tokens nor max_length is set."""
@@ -20,77 +19,6 @@ DEFAULT_TOP_K = 50
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Fields with an effect only when sampling. Not the seed: it chooses among draws, not that there are any."""
-
-RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_new_tokens": (lambda value: value >= 1, "must be at least 1"),
-    "max_length": (lambda value: value >= 1, "must be at least 1"),
-    "min_new_tokens": (lambda value: value >= 0, "must be at least 0"),
-    "temperature": (
-        lambda value: 0 < value < math.inf,
-        "must be above 0 and finite; for the most likely token set do_sample to false",
-    ),
-    "top_k": (lambda value: value >= 0, "must be at least 0"),
-    "top_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "min_p": (lambda value: 0 <= value <= 1, "must be in [0, 1]"),
-    "typical_p": (lambda value: 0 < value <= 1, "must be above 0 and at most 1"),
-    "seed": (lambda value: -(2**63) <= value < 2**63, "must be a 64-bit integer"),
-    "repetition_penalty": (lambda value: 0 < value < math.inf, "must be above 0 and finite"),
-    "presence_penalty": (lambda value: -2 <= value <= 2, "must be in [-2, 2]"),
-    "frequency_penalty": (lambda value: -2 <= value <= 2, "must be in [-2, 2]"),
-}
-"""What must hold for one value of a field, and the rule in words. NaN fails every comparison."""
-
-_PROTO_NAMES = {"eos_token_ids": "eos_token_id"}
-_CONFIG_NAMES = {"eos_token_id": "eos_token_ids"}
-
-_SERVED: dict[str, Any] = {
-    "max_new_tokens": int,
-    "max_length": int,
-    "min_new_tokens": int,
-    "do_sample": bool,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "typical_p": float,
-    "stop_strings": tuple[str, ...],
-    "eos_token_ids": tuple[int, ...],
-    "repetition_penalty": float,
-    "suppress_tokens": tuple[int, ...],
-}
-"""Settings of generation_config.json that are applied, and their types."""
-
-_NEUTRAL_VALUES: dict[str, Any] = {
-    "min_length": 0,
-    "max_time": None,
-    "num_beams": 1,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-    "num_return_sequences": 1,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "encoder_repetition_penalty": 1.0,
-    "bad_words_ids": None,
-    "force_words_ids": None,
-    "constraints": None,
-    "sequence_bias": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "remove_invalid_values": False,
-    "exponential_decay_length_penalty": None,
-    "begin_suppress_tokens": None,
-    "top_h": None,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "renormalize_logits": False,
-    "guidance_scale": 1.0,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "token_healing": False,
-    "watermarking_config": None,
-}
-"""Settings of generation_config.json that would change an answer but are not served, and the value without effect
-(transformers' ``GenerationConfig._get_default_generation_params``)."""
 
 
 class GenerationOverrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,9 +105,9 @@ def resolve(
     """Decide every setting of one sequence, as transformers' ``generate`` would.
 
     ``context_length`` is the most tokens of prompt and answer together; ``draw_seed`` gives a seed in [0, 2^63) when
-    the request has none. Checks the range of every field that the request sets, ids against the vocabulary, and the
-    rules between fields, and reports all violations, under ``generation_config.``; a prompt that fills the context is
-    a violation of ``prompt``. Counts and sizes of lists are the front's to check.
+    the request has none. Checks the rules between fields, the prompt and the context, and reports all violations,
+    under ``generation_config.``; a prompt that fills the context is a violation of ``prompt``. The range of each field
+    alone is the caller's to check (``ranges.out_of_range``), and so are counts and sizes of lists.
 
     Length (transformers' ``_prepare_generated_length``): max_new_tokens wins over max_length, also one from the
     model's defaults over a max_length of the request; neither set: DEFAULT_MAX_NEW_TOKENS. A default is cut to the
@@ -188,7 +116,7 @@ def resolve(
     Sampling: a sampling field in the request without do_sample implies do_sample; with do_sample false it is a
     violation.
     """
-    violations = list(_range_violations(overrides, vocab_size))
+    violations: list[Violation] = []
     notes: list[Note] = []
     sampling_fields = [name for name in SAMPLING_FIELDS if getattr(overrides, name) is not None]
 
@@ -269,7 +197,7 @@ def _resolve_length(
             notes.append(Note("max_length_ignored", message))
         return min(defaults.max_new_tokens, room), False
     if overrides.max_length is not None:
-        if not prompt_tokens < overrides.max_length <= context_length and overrides.max_length >= 1:
+        if not prompt_tokens < overrides.max_length <= context_length:
             rule = f"must be above the prompt's {prompt_tokens} tokens and at most the context's {context_length}"
             violations.append(_violation("max_length", rule, overrides))
         return overrides.max_length - prompt_tokens, False
@@ -283,61 +211,3 @@ def _resolve_length(
 
 def _violation(field: str, rule: str, overrides: GenerationOverrides) -> Violation:
     return Violation(f"generation_config.{field}", rule, repr(getattr(overrides, field)))
-
-
-def _range_violations(overrides: GenerationOverrides, vocab_size: int) -> Iterator[Violation]:
-    for name, (holds, rule) in RANGES.items():
-        value = getattr(overrides, name)
-        if value is not None and not holds(value):
-            yield _violation(name, rule, overrides)
-    if overrides.top_k is not None and overrides.top_k > vocab_size:
-        yield _violation("top_k", f"must be at most the vocabulary's {vocab_size} tokens", overrides)
-    rule = f"must be token ids in [0, {vocab_size})"
-    for name in ("eos_token_ids", "stop_token_ids", "suppress_tokens"):
-        for token_id in getattr(overrides, name) or ():
-            if not 0 <= token_id < vocab_size:
-                yield Violation(f"generation_config.{_PROTO_NAMES.get(name, name)}", rule, str(token_id))
-                break
-    for token_id, bias in overrides.logit_bias.items():
-        if not 0 <= token_id < vocab_size:
-            yield Violation("generation_config.logit_bias", f"keys {rule}", str(token_id))
-            break
-        if not -100 <= bias <= 100:
-            yield Violation("generation_config.logit_bias", "values must be in [-100, 100]", f"{token_id}: {bias!r}")
-            break
-
-
-def defaults_from_generation_config(
-    config: Mapping[str, Any], *, vocab_size: int
-) -> tuple[GenerationOverrides, tuple[str, ...]]:
-    """A model's defaults from its generation_config.json, and the settings there that are not served, as name=value.
-
-    Settings at transformers' neutral value are left out of the second, and so is what cannot change an answer
-    (cache, output and padding settings). A value outside its range, and ids outside the vocabulary, count as not
-    served. Raises ModelLoadError for a value of the wrong type.
-    """
-    values: dict[str, Any] = {}
-    unapplied = []
-    for key, value in config.items():
-        if value is None:
-            continue
-        name = _CONFIG_NAMES.get(key, key)
-        if name in _SERVED:
-            if name in ("stop_strings", "eos_token_ids") and not isinstance(value, list | tuple):
-                value = (value,)
-            try:
-                value = msgspec.convert(value, _SERVED[name])
-            except msgspec.ValidationError as error:
-                raise ModelLoadError(f"generation_config.json: {key}: {error}") from None
-            if name in RANGES and not RANGES[name][0](value):
-                unapplied.append(f"{key}={value}")
-                continue
-            if name in ("eos_token_ids", "suppress_tokens"):
-                outside = [token_id for token_id in value if not 0 <= token_id < vocab_size]
-                if outside:
-                    unapplied.append(f"{key}={outside}")
-                    value = tuple(token_id for token_id in value if 0 <= token_id < vocab_size)
-            values[name] = value
-        elif key in _NEUTRAL_VALUES and value != _NEUTRAL_VALUES[key]:
-            unapplied.append(f"{key}={value}")
-    return GenerationOverrides(**values), tuple(unapplied)

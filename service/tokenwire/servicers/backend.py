@@ -38,11 +38,11 @@ class Backend:
 
     def install(self, info: ModelInfo, text: Text) -> None:
         """Serve this model from now on."""
-        bounds = Bounds(
-            info=info,
-            limits=self.limits,
-            max_prompt_bytes=min(info.context_length, info.kv_token_capacity) * text.longest_piece_bytes,
-        )
+        # A tokenizer that drops or shortens text may fit any text into the context: its message is the only bound.
+        max_prompt_bytes = self.limits.max_message_bytes
+        if text.max_bytes_per_token is not None:
+            max_prompt_bytes = min(info.context_length, info.kv_token_capacity) * text.max_bytes_per_token
+        bounds = Bounds(info=info, limits=self.limits, max_prompt_bytes=max_prompt_bytes)
         self._served = Served(info, text, bounds, self._max_running)
 
     @property

@@ -3,12 +3,13 @@
 import asyncio
 import logging
 
-from tokenwire import convert, validation
+from tokenwire import validation
 from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
+from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import QueueFullError
 from tokenwire.servicers.backend import Backend, Served
-from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_of
+from tokenwire.servicers.preparation import Prepared, checked_overrides, collect, encode, prepared_of
 from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -24,7 +25,6 @@ class Batch:
         self._engine = backend.engine
         self._served = served
         self._request = request
-        self._overrides = convert.overrides_of(request.generation_config)
         self._output = validation.output_of(request.output)
         self._window = asyncio.Semaphore(2 * served.max_running)
         self._freed = asyncio.Event()
@@ -38,19 +38,19 @@ class Batch:
         """
         violations = validation.Violations()
         validation.check_batch_size(len(self._request.prompts), self._served.bounds, violations, "prompts")
-        validation.check_generation(self._overrides, self._output, self._served.bounds, violations)
+        overrides = checked_overrides(self._request.generation_config, self._output, self._served.bounds, violations)
         violations.check()
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._item(index)) for index in range(len(self._request.prompts))]
+                tasks = [group.create_task(self._item(index, overrides)) for index in range(len(self._request.prompts))]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return pb.GenerateBatchResponse(items=[task.result() for task in tasks])
 
-    async def _item(self, index: int) -> pb.GenerateBatchItem:
+    async def _item(self, index: int, overrides: GenerationOverrides) -> pb.GenerateBatchItem:
         async with self._window:
             try:
-                prepared = await self._prepare(index)
+                prepared = await self._prepare(index, overrides)
                 stream = await self._submit(prepared, index)
                 response = await collect(prepared, stream)
             except _NothingAcceptedError as error:
@@ -67,13 +67,13 @@ class Batch:
                 self._freed.set()
             return pb.GenerateBatchItem(response=response)
 
-    async def _prepare(self, index: int) -> Prepared:
+    async def _prepare(self, index: int, overrides: GenerationOverrides) -> Prepared:
         prompt, path = self._request.prompts[index], f"prompts[{index}]"
         violations = validation.Violations()
         validation.check_prompt(prompt, self._served.bounds, violations, path)
         violations.check()
         prompt_ids = await encode(self._served, prompt, path)
-        return prepared_of(self._served, prompt_ids, self._overrides, self._output)
+        return prepared_of(self._served, prompt_ids, overrides, self._output)
 
     async def _submit(self, prepared: Prepared, index: int) -> TokenStream:
         while True:

@@ -12,7 +12,7 @@ from tokenwire.servicers.backend import Served
 from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2
-from tokenwire.validation import Output, Resolved, Violations
+from tokenwire.validation import Bounds, Output, Resolved, Violations
 
 
 class Prepared(NamedTuple):
@@ -39,7 +39,6 @@ class Prepared(NamedTuple):
 
 async def prepare_prompt(served: Served, request: generation_service_pb2.GenerateRequest) -> Prepared:
     """Validate and tokenize a GenerateRequest. Raises InvalidRequestError."""
-    overrides = convert.overrides_of(request.generation_config)
     output = validation.output_of(request.output)
     violations = Violations()
     if request.HasField("prompt"):
@@ -47,7 +46,7 @@ async def prepare_prompt(served: Served, request: generation_service_pb2.Generat
     else:
         violations.add("prompt", "must be set", None)
     at_least = max(1, len(request.prompt.token_ids))
-    validation.check_generation(overrides, output, served.bounds, violations, prompt_tokens=at_least)
+    overrides = checked_overrides(request.generation_config, output, served.bounds, violations, prompt_tokens=at_least)
     violations.check()
     return prepared_of(served, await encode(served, request.prompt, "prompt"), overrides, output)
 
@@ -55,18 +54,36 @@ async def prepare_prompt(served: Served, request: generation_service_pb2.Generat
 async def prepare_chat(served: Served, request: generation_service_pb2.ChatRequest) -> Prepared:
     """Validate, render and tokenize a ChatRequest. Raises InvalidRequestError, or UnsupportedError."""
     served.text.check_chat_template()
-    overrides = convert.overrides_of(request.generation_config)
     output = validation.output_of(request.output)
     violations = Violations()
     if request.HasField("conversation"):
         validation.check_conversation(request.conversation, served.bounds, violations)
     else:
         violations.add("conversation", "must be set", None)
-    validation.check_generation(overrides, output, served.bounds, violations)
+    overrides = checked_overrides(request.generation_config, output, served.bounds, violations)
     violations.check()
     rendered = await render(served, request.conversation)
     validation.check_prompt_tokens(len(rendered.token_ids), served.bounds, "conversation")
     return prepared_of(served, rendered.token_ids, overrides, output)
+
+
+def checked_overrides(
+    config: generation_pb2.GenerationConfig,
+    output: Output,
+    bounds: Bounds,
+    violations: Violations,
+    *,
+    prompt_tokens: int = 1,
+) -> GenerationOverrides:
+    """What a request sets, judged; only to be used where nothing is violated.
+
+    ``prompt_tokens``: how many the prompt has, or at least has. Sizes come first: what is too long is not even copied.
+    """
+    if not validation.check_sizes(config, output, bounds.limits, violations):
+        return GenerationOverrides()
+    overrides = convert.overrides_of(config)
+    validation.check_generation(overrides, output, bounds, violations, prompt_tokens=prompt_tokens)
+    return overrides
 
 
 async def encode(served: Served, prompt: generation_service_pb2.Prompt, path: str) -> list[int]:

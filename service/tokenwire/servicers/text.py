@@ -1,7 +1,7 @@
 """Text to tokens and back for the served model: what servicers need of ``_native``, behind one small interface."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple, Protocol, TypeVar
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenwire import _native
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import InvalidRequestError, UnsupportedError, Violation
+from tokenwire.servicers.losslessness import MAX_CHARACTER_BYTES, keeps_all_text
 
 R = TypeVar("R")
 
@@ -52,8 +53,8 @@ class Text(Protocol):
         """Whether ``render`` can work."""
 
     @property
-    def longest_piece_bytes(self) -> int:
-        """UTF-8 bytes of the longest vocabulary entry."""
+    def max_bytes_per_token(self) -> int | None:
+        """UTF-8 bytes of text that one token stands for at most; None where there is no such bound."""
 
     @property
     def vocab_size(self) -> int:
@@ -65,7 +66,7 @@ class Text(Protocol):
     def encode_pieces(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> Pieces:
         """Token ids of a text, with where they come from."""
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
 
     def token_text(self, token_id: int) -> str:
@@ -96,8 +97,10 @@ class NativeText:
             except _native.TemplateError as error:
                 self._template_error = str(error)
         self.vocab_size = self._tokenizer.vocab_size
-        entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
-        self.longest_piece_bytes = max((len(entry.encode()) for entry in entries if entry), default=1)
+        self.max_bytes_per_token: int | None = None
+        if keeps_all_text(info.tokenizer_json, lambda token: self.token_id(token) is not None):
+            entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
+            self.max_bytes_per_token = max(MAX_CHARACTER_BYTES, *(len((entry or "").encode()) for entry in entries))
         self.token_text: Callable[[int], str] = lru_cache(_TOKEN_TEXT_CACHE)(self._token_text)
 
     @property
@@ -124,7 +127,7 @@ class NativeText:
         )
         return Pieces(_as_list(ids), pieces, [(start, end) for start, end in ranges.tolist()])
 
-    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+    def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
         try:
             return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -172,5 +175,5 @@ def _as_list(ids: NDArray[np.int64]) -> list[int]:
 
 
 async def off_loop(size: int, work: Callable[[], R]) -> R:
-    """Run ``work`` on a text of ``size`` characters: in a thread, or at once where it is short."""
+    """Run ``work`` on a text of ``size`` characters, or as many ids: in a thread, or at once where it is short."""
     return work() if size <= INLINE_CHARACTERS else await asyncio.to_thread(work)

@@ -1,0 +1,54 @@
+"""Which settings are outside their range: what Rust says, whose parameters hold the ranges."""
+
+import msgspec
+
+from tokenwire import _native
+from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.errors import Violation
+
+MAX_NEW_TOKENS = 2**31 - 1
+"""What GenerationConfig's max_new_tokens can say at most, an int32."""
+
+_SAMPLING_NAMES = (
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "suppress_tokens",
+    "seed",
+)
+_STOPPING_NAMES = ("min_new_tokens", "eos_token_ids", "stop_token_ids", "stop_strings", "include_stop_string")
+
+
+def out_of_range(
+    overrides: GenerationOverrides, *, vocab_size: int, max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[Violation]:
+    """Every set value that is outside its range, under GenerationConfig's name of the field.
+
+    Elements of lists and maps are named with index or key: ``stop_token_ids[1]``. ``max_new_tokens`` bounds
+    min_new_tokens where the overrides leave it open.
+    """
+    values = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
+    sampling = {name: values[name] for name in _SAMPLING_NAMES if name in values}
+    stopping = {name: values[name] for name in _STOPPING_NAMES if name in values}
+    found: list[tuple[str, str, str]] = []
+    try:
+        _native.SamplingParams(vocab_size=vocab_size, **sampling)
+    except _native.InvalidParametersError as error:
+        found += error.violations
+    try:
+        _native.StoppingParams(
+            vocab_size=vocab_size, max_new_tokens=values.get("max_new_tokens", max_new_tokens), **stopping
+        )
+    except _native.InvalidParametersError as error:
+        found += error.violations
+    # Rust has no max_length: it is a max_new_tokens once the prompt is known.
+    if overrides.max_length is not None and overrides.max_length < 1:
+        found.append(("max_length", "must be at least 1", str(overrides.max_length)))
+    return [Violation(field, rule, value) for field, rule, value in found]
