@@ -102,7 +102,7 @@ $(VENV)/.dev: $(VENV)/.serve
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/build_backend.py
-	@echo "==> building the extension (about two minutes the first time)"
+	@echo "==> building the extension (two to four minutes the first time)"
 	@$(RUST) $(UV) pip install --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package tokenwire --editable .
 	@touch $@
 

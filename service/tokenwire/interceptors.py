@@ -150,9 +150,13 @@ async def abort(context: Any, refusal: Refusal, request_id: str) -> None:
     await context.abort(refusal.code, status.message, tuple(metadata))
 
 
+_DEADLINE_SLACK_S = 0.1
+"""A client whose deadline passes cancels the call by its own clock, which began before the server's."""
+
+
 def _ending_of(context: Any) -> str:
     remaining = context.time_remaining()
-    return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= 0 else "CANCELLED"
+    return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= _DEADLINE_SLACK_S else "CANCELLED"
 
 
 def _request_id(context: Any) -> str:

@@ -129,7 +129,8 @@ class Server:
                 await self._stop_requested.wait()
                 if self._engine_lost:
                     raise EngineLostError("the engine cannot be kept running")
-                logger.info("draining", extra={"fields": {"grace_s": config.server.drain_grace}})
+                fields = {"grace_s": config.server.drain_grace, "hint": "a second signal stops at once"}
+                logger.info("draining", extra={"fields": fields})
                 backend.draining = True
                 _report(health, backend)
                 await self._unless_stopped_now(engine.drain(config.server.drain_grace))
@@ -145,6 +146,8 @@ class Server:
 
     def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
         _report(health, backend)
+        if state is EngineState.READY and self.ready.is_set():
+            logger.info("ready again", extra={"fields": backend.summary()})
         # Better to end, and be started anew from outside, than to refuse for ever.
         if state is EngineState.STOPPED and self.ready.is_set() and not backend.draining:
             self._engine_lost = True

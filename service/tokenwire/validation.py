@@ -24,6 +24,9 @@ from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Who may speak in a conversation."""
 
+MIN_TOKENIZE_BYTES = 64 * 1024
+"""Text that Tokenize takes whatever the context: every token of its answer costs work, so there is a bound."""
+
 MAX_REPORTED_ELEMENTS = 8
 """Bad elements of one list that are reported; the rest would only repeat the rule."""
 
@@ -156,15 +159,26 @@ def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violatio
 
 
 def check_text_size(text: str, bounds: Bounds, violations: Violations, path: str) -> None:
-    """Check that a text can fit the context at all, before it is tokenized."""
-    if len(text) > bounds.max_prompt_bytes or (
-        len(text) * 4 > bounds.max_prompt_bytes and len(text.encode()) > bounds.max_prompt_bytes
-    ):
+    """Check that a prompt's text can fit the context at all, before it is tokenized."""
+    if _is_larger(text, bounds.max_prompt_bytes):
         rule = (
             f"must be at most {bounds.max_prompt_bytes} bytes: longer texts do not fit the {bounds.capacity_name} of "
             f"{bounds.max_sequence_tokens} tokens"
         )
         violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))
+
+
+def check_tokenize_size(text: str, bounds: Bounds, violations: Violations, path: str) -> None:
+    """Check a text that is only tokenized: as large as any prompt, and MIN_TOKENIZE_BYTES in small contexts."""
+    limit = max(bounds.max_prompt_bytes, MIN_TOKENIZE_BYTES)
+    if _is_larger(text, limit):
+        rule = f"must be at most {limit} bytes; split longer texts"
+        violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))
+
+
+def _is_larger(text: str, limit: int) -> bool:
+    # A character has at most four bytes: most texts need not be encoded to be measured.
+    return len(text) > limit or (len(text) * 4 > limit and len(text.encode()) > limit)
 
 
 def check_token_ids(ids: Sequence[int] | NDArray[np.int64], vocab_size: int, violations: Violations, path: str) -> None:
@@ -260,8 +274,10 @@ def _check_json_object(text: str, violations: Violations, path: str) -> None:
         return
     try:
         value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        violations.add(path, "must be a JSON object", text)
+    except RecursionError:
+        violations.add(path, "must be a JSON object that is not nested so deeply", text)
+    except msgspec.DecodeError as error:
+        violations.add(path, f"must be a JSON object that can be read ({error})", text)
     else:
         if not isinstance(value, dict):
             violations.add(path, "must be a JSON object", text)
@@ -309,6 +325,9 @@ def check_generation(
     ``prompt_tokens``: how many the prompt has, or at least has.
     """
     violations.extend(_range_violations(overrides, bounds.info))
+    suppressed = overrides.suppress_tokens or ()
+    if len(suppressed) >= bounds.info.vocab_size and len(set(suppressed)) >= bounds.info.vocab_size:
+        violations.add(f"{_CONFIG}.suppress_tokens.ids", "must leave a token to generate", Verbatim("the vocabulary"))
     resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
     violations.extend(resolution.violations)
 

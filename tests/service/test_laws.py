@@ -89,6 +89,13 @@ BAD_REQUESTS: list[tuple[dict[str, object], set[str]]] = [
         {"generation_config.max_new_tokens"},
     ),
     ({"prompt": {"token_ids": [5] * (tiny_models.CONTEXT_LENGTH + 1)}}, {"prompt.token_ids"}),
+    (
+        {
+            "prompt": {"text": "x"},
+            "generation_config": {"suppress_tokens": {"ids": list(range(tiny_models.MODEL_VOCAB_SIZE))}},
+        },
+        {"generation_config.suppress_tokens.ids"},
+    ),
 ]
 
 
@@ -106,6 +113,19 @@ async def test_refusals_name_every_field(server: Server, fields: dict[str, objec
     details = error_details_pb2.BadRequest()
     assert any(any_detail.Unpack(details) for any_detail in status.details)
     assert {violation.field for violation in details.field_violations} == violated
+
+
+def test_every_id_that_can_be_generated_can_be_detokenized(server: Server) -> None:
+    with Client(server.address) as client:
+        text = client.detokenize(range(tiny_models.TOKENIZER_VOCAB_SIZE - 2, tiny_models.MODEL_VOCAB_SIZE))
+        with pytest.raises(InvalidArgument, match=r"token_ids\.ids"):
+            client.detokenize([tiny_models.MODEL_VOCAB_SIZE])
+    assert text
+
+
+def test_a_text_that_cannot_be_a_prompt_is_not_tokenized(server: Server) -> None:
+    with Client(server.address) as client, pytest.raises(InvalidArgument, match="must be at most"):
+        client.tokenize("a b" * 1_000_000)
 
 
 def test_a_refused_conversation_carries_the_templates_words(server: Server) -> None:

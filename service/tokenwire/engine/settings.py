@@ -185,7 +185,7 @@ def _resolve_length(
         if overrides.max_length is not None:
             notes.append(Note("max_length_ignored", "max_new_tokens is set as well and wins over max_length."))
         if overrides.max_new_tokens > room:
-            rule = f"must be at most {room}: a context of {context_length} tokens less the prompt's {prompt_tokens}"
+            rule = f"must leave room for the prompt's tokens in the context of {context_length}"
             violations.append(_violation("max_new_tokens", rule, overrides))
         return overrides.max_new_tokens, False
     if defaults.max_new_tokens is not None:
@@ -198,7 +198,7 @@ def _resolve_length(
         return min(defaults.max_new_tokens, room), False
     if overrides.max_length is not None:
         if not prompt_tokens < overrides.max_length <= context_length:
-            rule = f"must be above the prompt's {prompt_tokens} tokens and at most the context's {context_length}"
+            rule = f"must be above the number of the prompt's tokens and at most the context's {context_length}"
             violations.append(_violation("max_length", rule, overrides))
         return overrides.max_length - prompt_tokens, False
     if defaults.max_length is not None:

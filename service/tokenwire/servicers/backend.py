@@ -23,6 +23,13 @@ class Served:
     max_running: int
 
 
+ASSUMED_BYTES_PER_TOKEN = 64
+"""For tokenizers that drop or shorten text, where no bound can be proven: prose has 4 to 5 bytes per token. Without
+a bound, 4 MB of text would be tokenized for half a minute only to be refused."""
+LEAST_PROMPT_BYTES = 64 * 1024
+"""That bound in small contexts."""
+
+
 class Backend:
     """Engine and served model. Owned by the event loop."""
 
@@ -38,10 +45,12 @@ class Backend:
 
     def install(self, info: ModelInfo, text: Text) -> None:
         """Serve this model from now on."""
-        # A tokenizer that drops or shortens text may fit any text into the context: its message is the only bound.
-        max_prompt_bytes = self.limits.max_message_bytes
+        tokens = min(info.context_length, info.kv_token_capacity)
         if text.max_bytes_per_token is not None:
-            max_prompt_bytes = min(info.context_length, info.kv_token_capacity) * text.max_bytes_per_token
+            max_prompt_bytes = tokens * text.max_bytes_per_token
+        else:
+            max_prompt_bytes = max(LEAST_PROMPT_BYTES, tokens * ASSUMED_BYTES_PER_TOKEN)
+        max_prompt_bytes = min(max_prompt_bytes, self.limits.max_message_bytes)
         bounds = Bounds(info=info, limits=self.limits, max_prompt_bytes=max_prompt_bytes)
         self._served = Served(info, text, bounds, self._max_running)
 

@@ -129,8 +129,11 @@ class NativeText:
 
     def decode(self, token_ids: Sequence[int] | NDArray[np.int64], *, skip_special_tokens: bool) -> str:
         """Text of token ids. Raises InvalidRequestError for an id without a vocabulary entry."""
+        ids = np.asarray(token_ids, dtype=np.int64)
+        # Models often have more columns than their tokenizer has entries; such ids are no text when generated either.
+        ids = ids[ids < self._tokenizer.vocab_size]
         try:
-            return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+            return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
         except _native.TokenizerError as error:
             raise InvalidRequestError([Violation("token_ids.ids", str(error), "an id that is none of them")]) from None
 

@@ -8,7 +8,7 @@ from tokenwire import convert
 from tokenwire.servicers.backend import Backend, Served
 from tokenwire.servicers.text import ChatInput, Rendered, off_loop
 from tokenwire.v1 import chat_pb2, generation_pb2, tokenizer_service_pb2, tokenizer_service_pb2_grpc
-from tokenwire.validation import Violations, check_conversation, check_token_ids, flag
+from tokenwire.validation import Violations, check_conversation, check_token_ids, check_tokenize_size, flag
 
 
 class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
@@ -20,8 +20,12 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
     async def Tokenize(  # noqa: N802
         self, request: tokenizer_service_pb2.TokenizeRequest, context: Any
     ) -> tokenizer_service_pb2.TokenizeResponse:
-        """Tokens of a text. Its size is bounded by the size of a message alone: nothing is generated from it."""
-        text = self._backend.served(request.model).text
+        """Tokens of a text. Its size is bounded as a prompt's is: every token of the answer costs work."""
+        served = self._backend.served(request.model)
+        text = served.text
+        violations = Violations()
+        check_tokenize_size(request.text, served.bounds, violations, "text")
+        violations.check()
 
         def work() -> tokenizer_service_pb2.TokenizeResponse:
             ids, pieces, ranges = text.encode_pieces(
@@ -44,7 +48,8 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
         self, request: tokenizer_service_pb2.DetokenizeRequest, context: Any
     ) -> tokenizer_service_pb2.DetokenizeResponse:
         """Text of token ids. Their number is bounded by the size of a message alone: nothing is generated from them."""
-        text = self._backend.served(request.model).text
+        served = self._backend.served(request.model)
+        text = served.text
         skip = flag(request, "skip_special_tokens")
 
         def work() -> str:
@@ -53,7 +58,7 @@ class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
                 violations.add("token_ids", "must be set; set and empty gives an empty text", None)
             # One copy of the message's buffer: 8 ms for 4 million ids, where a list holds the interpreter for 170 ms.
             ids = np.asarray(request.token_ids.ids, dtype=np.int64)
-            check_token_ids(ids, text.vocab_size, violations, "token_ids.ids")
+            check_token_ids(ids, max(text.vocab_size, served.info.vocab_size), violations, "token_ids.ids")
             violations.check()
             return text.decode(ids, skip_special_tokens=skip)
 
