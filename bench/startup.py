@@ -58,5 +58,5 @@ def main(rounds: int = 3) -> str:
 
 
 if __name__ == "__main__":
-    print(report.cpu_features())
+    print(report.cpu_features(), end="\n\n")
     print(main())

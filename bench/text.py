@@ -89,5 +89,5 @@ def main(argv: list[str] | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(report.cpu_features())
+    print(report.cpu_features(), end="\n\n")
     print(main())
