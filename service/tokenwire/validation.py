@@ -24,8 +24,8 @@ from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 ROLES = ("system", "developer", "user", "assistant", "tool")
 """Who may speak in a conversation."""
 
-MIN_TOKENIZE_BYTES = 64 * 1024
-"""Text that Tokenize takes whatever the context: every token of its answer costs work, so there is a bound."""
+MIN_TEXT_BYTES = 64 * 1024
+"""Text that is tokenized however small the context is, where its tokens are asked for or cannot be bounded."""
 
 MAX_REPORTED_ELEMENTS = 8
 """Bad elements of one list that are reported; the rest would only repeat the rule."""
@@ -45,8 +45,8 @@ class Bounds:
     info: ModelInfo
     limits: LimitsConfig
     max_prompt_bytes: int
-    """UTF-8 bytes above which no text can fit the context, whatever it says; max_message_bytes where the tokenizer
-    sets no such bound."""
+    """Most UTF-8 bytes of a prompt: above it no text can fit the context, or where the tokenizer sets no such bound,
+    hardly any (`servicers.backend`). At most max_message_bytes."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -169,8 +169,8 @@ def check_text_size(text: str, bounds: Bounds, violations: Violations, path: str
 
 
 def check_tokenize_size(text: str, bounds: Bounds, violations: Violations, path: str) -> None:
-    """Check a text that is only tokenized: as large as any prompt, and MIN_TOKENIZE_BYTES in small contexts."""
-    limit = max(bounds.max_prompt_bytes, MIN_TOKENIZE_BYTES)
+    """Check a text that is only tokenized: as large as any prompt, and MIN_TEXT_BYTES in small contexts."""
+    limit = max(bounds.max_prompt_bytes, MIN_TEXT_BYTES)
     if _is_larger(text, limit):
         rule = f"must be at most {limit} bytes; split longer texts"
         violations.add(path, rule, Verbatim(f"{len(text.encode())} bytes"))

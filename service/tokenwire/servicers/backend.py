@@ -7,7 +7,7 @@ from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import EngineUnavailableError
 from tokenwire.servicers.text import Text
-from tokenwire.validation import Bounds, check_model
+from tokenwire.validation import MIN_TEXT_BYTES, Bounds, check_model
 
 LOADING_RETRY_S = 2.0
 """When a client should come back while the model loads, in seconds."""
@@ -26,8 +26,6 @@ class Served:
 ASSUMED_BYTES_PER_TOKEN = 64
 """For tokenizers that drop or shorten text, where no bound can be proven: prose has 4 to 5 bytes per token. Without
 a bound, 4 MB of text would be tokenized for half a minute only to be refused."""
-LEAST_PROMPT_BYTES = 64 * 1024
-"""That bound in small contexts."""
 
 
 class Backend:
@@ -49,7 +47,7 @@ class Backend:
         if text.max_bytes_per_token is not None:
             max_prompt_bytes = tokens * text.max_bytes_per_token
         else:
-            max_prompt_bytes = max(LEAST_PROMPT_BYTES, tokens * ASSUMED_BYTES_PER_TOKEN)
+            max_prompt_bytes = max(MIN_TEXT_BYTES, tokens * ASSUMED_BYTES_PER_TOKEN)
         max_prompt_bytes = min(max_prompt_bytes, self.limits.max_message_bytes)
         bounds = Bounds(info=info, limits=self.limits, max_prompt_bytes=max_prompt_bytes)
         self._served = Served(info, text, bounds, self._max_running)
