@@ -37,7 +37,7 @@ def _make_runner(
     loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
 ) -> PagedRunner | PaddedRunner:
     model, vocab_size = loaded.model, loaded.vocab_size
-    arrange_weights_inplace(model)
+    arrange_weights_inplace(model, progress)
     reason = ""
     if engine.forward_path == "padded":
         reason = "forward_path is set to padded"
