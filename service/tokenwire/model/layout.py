@@ -57,7 +57,7 @@ def arrange_weights_inplace(model: PreTrainedModel, progress: Callable[[str], No
     by that copy, and while packing by one layer. A model whose code works with the weights themselves cannot run so:
     it gets its layers back, with a line through ``progress``.
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
     _replace(model, lambda module: PackedLinear(module) if _is_plain(module) else None)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
