@@ -22,12 +22,20 @@ class Start(msgspec.Struct, frozen=True, tag="start"):
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """Generate one sequence. The front has validated everything; it ends in exactly one Finish, Failure or Abort."""
+    """Generate the sequences of one prompt. The front has validated everything.
+
+    It ends in one Finish per sequence, or in one Failure or Abort for all of them.
+    """
 
     request: int
     prompt_ids: list[int]
     settings: GenerationSettings
     sequence_index: int = 0
+    """Of the first sequence; those of ``settings.num_return_sequences`` follow it."""
+    negative_prompt_ids: list[int] | None = None
+    """With guidance_scale; None means the prompt's last token."""
+    deadline: float | None = None
+    """Monotonic seconds of this machine at which the caller's deadline passes, with deadline_aware."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):
@@ -103,6 +111,8 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     """Log probabilities at one position."""
 
     logprob: float
+    rank: int
+    """From 1; the ranks in ``top`` follow from their order."""
     top: list[tuple[int, float]]
 
 
@@ -110,7 +120,7 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     """How a sequence ended, and its figures."""
 
     reason: str
-    """eos, length, stop_string or stop_token."""
+    """eos, length, stop_string, stop_token, max_time or deadline."""
     stop_string: str | None
     stop_token_id: int | None
     prompt_token_count: int
@@ -118,10 +128,18 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     queue_ms: float
     prefill_ms: float
     decode_ms: float
+    cached_token_count: int = 0
+    """Prompt tokens whose computation another sequence of the request did."""
+    draft_token_count: int = 0
+    accepted_draft_token_count: int = 0
+    sequence_score: float | None = None
+    """With beams."""
+    eos_probability_max: float | None = None
+    """Largest probability that any EOS token had at any step, before processors; None where there is no EOS token."""
 
 
 class Delta(msgspec.Struct, array_like=True):
-    """What one step gave one request. ``finish`` on its last one."""
+    """What one step gave one sequence of a request. ``finish`` on its last one."""
 
     request: int
     token_ids: list[int]
@@ -129,6 +147,10 @@ class Delta(msgspec.Struct, array_like=True):
     logprobs: list[TokenLogprobs]
     """One per token when asked for, else empty."""
     finish: Finish | None
+    sequence_index: int = 0
+    """From 0 within the request."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """On the first delta of sequence 0, when asked for: one per prompt token from the second on."""
 
 
 FailureKind = Literal["row", "step", "capacity", "invalid"]

@@ -5,7 +5,7 @@ Precedence (transformers' own): request field > the model's generation_config.js
 
 import secrets
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
@@ -19,6 +19,32 @@ DEFAULT_TOP_K = 50
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 """Fields with an effect only when sampling. Not the seed: it chooses among draws, not that there are any."""
+
+
+class GreenListWatermark(msgspec.Struct, frozen=True, kw_only=True, tag="green_list"):
+    """transformers' WatermarkingConfig."""
+
+    greenlist_ratio: float = 0.25
+    bias: float = 2.0
+    hashing_key: int = 15485863
+    seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
+    context_width: int = 1
+
+
+class SynthIdTextWatermark(msgspec.Struct, frozen=True, kw_only=True, tag="synth_id_text"):
+    """transformers' SynthIDTextWatermarkingConfig."""
+
+    ngram_len: int
+    keys: tuple[int, ...]
+    context_history_size: int = 1024
+    sampling_table_seed: int = 0
+    sampling_table_size: int = 2**16
+    skip_first_ngram_calls: bool = False
+    debug_mode: bool = False
+
+
+Watermark = GreenListWatermark | SynthIdTextWatermark
+EarlyStopping = Literal["false", "true", "never"]
 
 
 class GenerationOverrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +69,34 @@ class GenerationOverrides(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     logit_bias: dict[int, float] = {}
     suppress_tokens: tuple[int, ...] | None = None
+    max_time: float | None = None
+    min_length: int | None = None
+    deadline_aware: bool | None = None
+    top_h: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    renormalize_logits: bool | None = None
+    watermark: Watermark | None = None
+    no_repeat_ngram_size: int | None = None
+    encoder_repetition_penalty: float | None = None
+    encoder_no_repeat_ngram_size: int | None = None
+    bad_words_ids: tuple[tuple[int, ...], ...] | None = None
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] | None = None
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] | None = None
+    remove_invalid_values: bool | None = None
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    begin_suppress_tokens: tuple[int, ...] | None = None
+    allowed_token_ids: tuple[int, ...] | None = None
+    guidance_scale: float | None = None
+    num_return_sequences: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    early_stopping: EarlyStopping | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
+    num_assistant_tokens: int | None = None
+    token_healing: bool | None = None
 
 
 class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +120,39 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] = {}
     suppress_tokens: tuple[int, ...] = ()
+    max_time: float | None = None
+    """Seconds from acceptance."""
+    min_length: int = 0
+    top_h: float | None = None
+    epsilon_cutoff: float = 0.0
+    eta_cutoff: float = 0.0
+    renormalize_logits: bool = False
+    watermark: Watermark | None = None
+    no_repeat_ngram_size: int = 0
+    encoder_repetition_penalty: float = 1.0
+    encoder_no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    sequence_bias: tuple[tuple[tuple[int, ...], float], ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_ids: tuple[int, ...] = ()
+    remove_invalid_values: bool = False
+    exponential_decay_length_penalty: tuple[int, float] | None = None
+    begin_suppress_tokens: tuple[int, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    guidance_scale: float = 1.0
+    num_return_sequences: int = 1
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = "false"
+    prompt_lookup_num_tokens: int = 0
+    max_matching_ngram_size: int = 2
+    num_assistant_tokens: int = 0
+    deadline_aware: bool = False
+    token_healing: bool = False
+    healed_prefix: str = ""
+    """Text of the dropped last prompt token that the first generated tokens must spell, with token_healing."""
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
 
