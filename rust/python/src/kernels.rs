@@ -14,6 +14,9 @@ use tokenwire_core::error::{Error, Violation};
 use tokenwire_kernels::linear4bit::Weights;
 use tokenwire_kernels::{self as kernels, Level};
 
+// Python's allocator aligns objects to 16 bytes, whatever their Rust type asks for.
+const _: () = assert!(align_of::<kernels::Linear4Bit>() <= 16);
+
 /// Threads that the kernels share.
 #[pyclass(frozen, module = "tokenwire._native")]
 struct ThreadPool(Arc<kernels::ThreadPool>);

@@ -41,7 +41,6 @@ pub struct Kernel(Tables);
 
 /// Byte `i` of the numbers of all codes, twice.
 #[derive(Debug)]
-#[repr(align(32))]
 struct Tables([[u8; 32]; 4]);
 
 impl Kernel {
