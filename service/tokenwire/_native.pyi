@@ -1,4 +1,4 @@
-"""Text, logits and sampling in Rust.
+"""Text, logits, sampling and kernels of the forward pass in Rust.
 
 Token ids cross as int64 arrays, logits as C-contiguous float32 (or bfloat16 bits in uint16) ``[rows, vocab]`` on the
 CPU. Every call that works releases the GIL. No call panics across the border: a bug surfaces as ``RuntimeError``.
@@ -16,15 +16,18 @@ __all__ = [
     "Emission",
     "Generation",
     "InvalidParametersError",
+    "Linear4Bit",
     "Padded",
     "RenderedChat",
     "Sampler",
     "SamplingParams",
     "StoppingParams",
     "TemplateError",
+    "ThreadPool",
     "Tokenizer",
     "TokenizerError",
     "__version__",
+    "kernel_levels",
     "pad",
 ]
 
@@ -288,4 +291,61 @@ class Sampler:
 
         ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
         on a shape mismatch and where ``step`` would give an Emission with ``error``.
+        """
+
+def kernel_levels() -> list[str]:
+    """Names of the levels of vector instructions that this CPU has, from the least to the best."""
+
+@final
+class ThreadPool:
+    """Threads that the kernels share, for many short calls one after another. Frozen.
+
+    A thread that finds no call looks out for the next one for a fraction of a millisecond, then sleeps.
+    """
+
+    def __new__(cls, *, threads: int) -> Self:
+        """``threads``: of one call, the caller's included. Raises InvalidParametersError below 1."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call; fewer than asked for where the system refused some."""
+
+@final
+class Linear4Bit:
+    """A linear layer with NF4 or FP4 weights, repacked for the CPU. Frozen; computes in float32.
+
+    A row's result is the same bits whichever rows it is computed with.
+    """
+
+    def __new__(
+        cls,
+        packed: NDArray[np.uint8],
+        absmax: NDArray[np.float32],
+        code: NDArray[np.float32],
+        *,
+        block_size: int,
+        in_features: int,
+        out_features: int,
+        pool: ThreadPool,
+        bias: NDArray[np.float32] | None = None,
+        level: str | None = None,
+    ) -> Self:
+        """Copy weights as bitsandbytes stores them. Arrays are one-dimensional and C-contiguous.
+
+        ``packed``: two codes a byte, the first in the high half, of the flattened ``[out_features, in_features]``.
+        ``absmax``: one scale for each ``block_size`` codes of it. ``code``: the numbers of the 16 codes. ``level``: one
+        of ``kernel_levels()``, default the best. ``in_features`` and ``block_size`` are multiples of 64. Raises
+        ValueError.
+        """
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    def forward(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write ``x W^T + bias`` to ``out``: C-contiguous ``[rows, in_features]`` and ``[rows, out_features]``.
+
+        They do not overlap. Raises ValueError on a shape mismatch.
         """

@@ -110,6 +110,8 @@ class EngineConfig:
     """CPU threads of the forward pass. Default: the cores this process may use."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
+    forward_kernels: Annotated[Literal["auto", "off"], Parameter(group=_ENGINE)] = "auto"
+    """auto: tokenwire's kernels for nf4 and fp4 layers in float32 on the CPU. off: bitsandbytes, for comparison."""
 
     @property
     def kv_cache_bytes(self) -> int | None:

@@ -78,6 +78,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_context": ("99", 99),
     "threads": ("2", 2),
     "forward_path": ("padded", "padded"),
+    "forward_kernels": ("off", "off"),
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "reflection": ("false", False),

@@ -1,6 +1,7 @@
 """Loads the model of the service, with the runner and the sampler around it. The only place that imports both sides."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -8,6 +9,8 @@ from tokenwire.engine.defaults import defaults_from_generation_config
 from tokenwire.engine.main import Built
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.model.checkpoint import find
+from tokenwire.model.memory import usable_cores
+from tokenwire.model.threads import keep_openmp_spin_short
 
 
 def build(start: Start, progress: Callable[[str], None]) -> Built:
@@ -17,15 +20,17 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     progress("importing")
     # Here and not above: these take seconds. The process must hear of the front's end meanwhile, and a wrong path be
     # refused before.
+    keep_openmp_spin_short()
     import torch
 
-    from tokenwire._native import Sampler, Tokenizer
+    from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
     from tokenwire.engine.generations import generation_factory
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
-    runner = make_runner(loaded, start.engine, progress)
+    pool = ThreadPool(threads=start.engine.threads or usable_cores())
+    runner = make_runner(loaded, start.engine, progress, make_kernel=partial(Linear4Bit, pool=pool))
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:
         # transformers takes them from config.json where generation_config.json is silent.

@@ -9,6 +9,7 @@ from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
 from tokenwire.model.kv_cache import KVCache, choose_num_blocks
 from tokenwire.model.layout import arrange_weights_inplace
+from tokenwire.model.linear4bit import MakeKernel, use_kernels_inplace
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
@@ -16,17 +17,22 @@ from tokenwire.model.paged import PagedRunner
 
 
 def make_runner(
-    loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: EngineConfig,
+    progress: Callable[[str], None],
+    *,
+    make_kernel: MakeKernel | None = None,
 ) -> PagedRunner | PaddedRunner:
     """The runner for ``loaded``: paged if the gate opens, else padded, with the reason. Sets torch's thread count.
 
     ``forward_path`` and ``forward_path_reason`` of the result say which and why. ModelLoadError when the KV cache does
     not fit. A cache that holds less than one context lowers ``context_length`` to what it holds, with a line through
-    ``progress``: so whatever respects the context can always run alone.
+    ``progress``: so whatever respects the context can always run alone. ``make_kernel`` serves the linear layers that
+    are quantized to 4 bits; None, or ``forward_kernels`` off, leaves them to bitsandbytes.
     """
     torch.set_num_threads(engine.threads or usable_cores())
     try:
-        return _make_runner(loaded, engine, progress)
+        return _make_runner(loaded, engine, progress, None if engine.forward_kernels == "off" else make_kernel)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelLoadError(
             f"{loaded.path}: out of memory while the KV cache was set up; lower kv_cache_memory"
@@ -34,9 +40,15 @@ def make_runner(
 
 
 def _make_runner(
-    loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
+    loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None], make_kernel: MakeKernel | None
 ) -> PagedRunner | PaddedRunner:
     model, vocab_size = loaded.model, loaded.vocab_size
+    kernels = ""
+    if make_kernel is not None and loaded.quantization in ("nf4", "fp4"):
+        progress("repacking 4-bit weights")
+        if kernels := str(use_kernels_inplace(model, make_kernel)):
+            progress(kernels)
+            kernels = f"; {kernels}"
     arrange_weights_inplace(model, progress)
     reason = ""
     if engine.forward_path == "padded":
@@ -60,7 +72,7 @@ def _make_runner(
     if not reason:
         cache = KVCache(shapes, num_blocks, engine.block_size)
         return PagedRunner(
-            model, cache, vocab_size=vocab_size, context_length=context_length, reason="self-test passed"
+            model, cache, vocab_size=vocab_size, context_length=context_length, reason=f"self-test passed{kernels}"
         )
     progress(f"padded forward: {reason}")
     return PaddedRunner(
@@ -70,5 +82,5 @@ def _make_runner(
         num_blocks=num_blocks,
         block_size=engine.block_size,
         keeps_plain_cache=keeps_plain_cache,
-        reason=reason,
+        reason=f"{reason}{kernels}",
     )
