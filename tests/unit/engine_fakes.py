@@ -46,6 +46,7 @@ class FakeRunner:
     context_length: int = 4096
     max_prefill_rows: int | None = None
     supports_chunked_prefill: bool = True
+    supports_drafts: bool = True
     vocab_size: int = VOCAB
     on_forward: Callable[[ForwardBatch], None] | None = None
     batches: list[ForwardBatch] = field(default_factory=list)
@@ -62,17 +63,17 @@ class FakeRunner:
             self.on_forward(batch)
         rows = []
         for tokens, start, table, wanted in zip(
-            batch.token_ids, batch.num_computed_tokens, batch.block_tables, batch.wants_logits, strict=True
+            batch.token_ids, batch.num_computed_tokens, batch.block_tables, batch.num_logits, strict=True
         ):
             assert tokens
             for position, token in enumerate(tokens, start):
                 self.cache[table[position // self.block_size]][position % self.block_size] = token
-            if wanted:
-                seen = [
-                    self.cache[table[position // self.block_size]][position % self.block_size]
-                    for position in range(start + len(tokens))
-                ]
-                rows.append((seen[0], next_token(seen)))
+            assert 0 <= wanted <= len(tokens)
+            seen = [
+                self.cache[table[position // self.block_size]][position % self.block_size]
+                for position in range(start + len(tokens))
+            ]
+            rows += [(seen[0], next_token(seen[:end])) for end in range(len(seen) - wanted + 1, len(seen) + 1)]
         logits = np.zeros((len(rows), self.vocab_size), np.float32)
         for row, (first, token) in enumerate(rows):
             logits[row, token] = np.nan if first == NAN_TOKEN else 1.0
@@ -96,6 +97,7 @@ class FakeEmission:
     stop_string: str | None = None
     stop_token_id: int | None = None
     logprob: float | None = None
+    rank: int | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
     error: str | None = None
 
@@ -130,6 +132,6 @@ class FakeSampler:
             elif generation.num_generated == generation.settings.max_new_tokens:
                 emission.finish_reason = "length"
             if generation.settings.logprobs is not None:
-                emission.logprob, emission.top_logprobs = -0.5, [(token, -0.5)]
+                emission.logprob, emission.rank, emission.top_logprobs = -0.5, 1, [(token, -0.5)]
             emissions.append(emission)
         return emissions

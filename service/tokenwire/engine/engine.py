@@ -59,6 +59,10 @@ class EmissionLike(Protocol):
         """Log probability of the chosen token, when asked for."""
 
     @property
+    def rank(self) -> int | None:
+        """Its place among all tokens, when log probabilities are asked for."""
+
+    @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """The most likely tokens, when asked for."""
 
@@ -211,15 +215,15 @@ class Engine(Generic[GenerationT]):
             now = self._clock()
             for row in rows[schedule.num_decode :]:
                 row.first_forward_at = row.first_forward_at or now
-        wants_logits = [True] * len(rows)
+        num_logits = [1] * len(rows)
         if schedule.num_sampled < len(rows):
-            wants_logits[-1] = False
+            num_logits[-1] = 0
         return ForwardBatch(
             sequence_ids=[row.id for row in rows],
             token_ids=[row.step_tokens for row in rows],
             num_computed_tokens=[row.num_computed for row in rows],
             block_tables=[row.block_table for row in rows],
-            wants_logits=wants_logits,
+            num_logits=num_logits,
         )
 
     def _commit(self, schedule: Schedule[GenerationT], emissions: Sequence[EmissionLike]) -> StepOutputs:
@@ -248,7 +252,7 @@ class Engine(Generic[GenerationT]):
                 finish = self._finish(row, emission, emission.finish_reason, now)
             logprobs: list[TokenLogprobs] = []
             if row.wants_logprobs and emission.logprob is not None:
-                logprobs.append(TokenLogprobs(emission.logprob, emission.top_logprobs))
+                logprobs.append(TokenLogprobs(emission.logprob, emission.rank or 0, emission.top_logprobs))
             append(Delta(row.id, [token_id], emission.text, logprobs, finish))
         if schedule.num_sampled < len(rows):
             cut = rows[-1]
