@@ -117,6 +117,33 @@ def make_generation(submit: Submit) -> FakeGeneration:
 class FakeSampler:
     """Greedy; the text of token 5 is ``5.``."""
 
+    def verify(
+        self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration], drafts: Sequence[Sequence[int]]
+    ) -> list[list[FakeEmission]]:
+        """The same, row behind row as long as drafts come true."""
+        assert len(logits) == sum(len(draft) + 1 for draft in drafts)
+        emissions, end = [], 0
+        for generation, draft in zip(generations, drafts, strict=True):
+            start, end = end, end + len(draft) + 1
+            row: list[FakeEmission] = []
+            for place in range(len(draft) + 1):
+                row += self.step(logits[start + place : start + place + 1], [generation])
+                if row[-1].finish_reason is not None or [row[-1].token_id] != draft[place : place + 1]:
+                    break
+            emissions.append(row)
+        return emissions
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32], token_ids: Sequence[int], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """The token and the greedy one, in place of probabilities."""
+        assert len(logits) == len(token_ids)
+        if np.isnan(logits).any():
+            raise ValueError("the logits hold NaN")
+        return [
+            (-float(token), 1, [(int(row.argmax()), 0.0)] * count) for token, row in zip(token_ids, logits, strict=True)
+        ]
+
     def step(self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration]) -> list[FakeEmission]:
         assert logits.shape == (len(generations), VOCAB)
         emissions = []

@@ -16,8 +16,9 @@ from queue import SimpleQueue
 from typing import Any
 
 from tokenwire.engine.channel import BlockingChannel, FrameError
-from tokenwire.engine.engine import Engine, Inbox, SamplerLike
+from tokenwire.engine.engine import Engine, Inbox
 from tokenwire.engine.protocol import LoadFailed, Loading, ModelInfo, Ready, Start, Stop, Submit
+from tokenwire.engine.sampler import SamplerLike
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import ModelLoadError, TokenwireError
 from tokenwire.model.batch import Runner
