@@ -20,12 +20,21 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     import torch
 
     from tokenwire._native import Sampler, Tokenizer
+    from tokenwire.engine.draft_model import DraftModel
     from tokenwire.engine.generations import generation_factory
+    from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
-    runner = make_runner(loaded, start.engine, progress)
+    draft = load_draft(start.model, start.engine, loaded, progress)
+    runner = make_runner(loaded, start.engine, progress, beside=() if draft is None else draft.shapes)
+    draft_model = None
+    if draft is not None:
+        draft_runner = make_draft_runner(draft, runner)
+        draft_model = DraftModel(
+            draft_runner, vocab_size=loaded.vocab_size, max_step_tokens=start.engine.max_step_tokens
+        )
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:
         # transformers takes them from config.json where generation_config.json is silent.
@@ -51,6 +60,8 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         chat_template=loaded.chat_template,
         defaults=defaults,
         unapplied_defaults=unapplied,
+        draft_model="" if draft is None else draft.loaded.model_id,
+        num_assistant_tokens=0 if draft is None else start.engine.num_assistant_tokens,
     )
     return Built(
         runner=runner,
@@ -58,5 +69,6 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         sampler=Sampler(threads=torch.get_num_threads()),
         make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
         info=info,
+        draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),
     )

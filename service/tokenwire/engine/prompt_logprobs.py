@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from tokenwire.engine.protocol import TokenLogprobs
 from tokenwire.engine.request import Request
 from tokenwire.engine.sampler import SamplerLike
@@ -63,11 +61,11 @@ def score(
     ``logits`` ``[sum of num_logits, V]``; of each row the last ``num_sampled`` are returned, one or none, or more where
     it has drafts.
     """
-    kept = []
+    kept: list[int] = []
     end = 0
     for row, count, sampled in zip(rows, num_logits, num_sampled, strict=True):
         start, end = end, end + count
         if count > sampled and row.prompt_logprobs is not None:
             row.prompt_logprobs.add(sampler, row, logits[start:end])
-        kept.append(np.arange(end - sampled, end))
-    return logits[np.concatenate(kept)]
+        kept += range(end - sampled, end)
+    return logits[kept]
