@@ -18,6 +18,7 @@ __all__ = [
     "InvalidParametersError",
     "Linear4Bit",
     "Padded",
+    "PromptLookup",
     "RenderedChat",
     "Sampler",
     "SamplingParams",
@@ -258,6 +259,13 @@ class Emission:
         """Natural log probability of the chosen token, when asked for."""
 
     @property
+    def rank(self) -> int | None:
+        """Place of the chosen token by probability, from 1, when log probabilities are asked for.
+
+        Among equals, tokens that a processor removed included, the lower id comes first.
+        """
+
+    @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """(token id, log probability), best first; empty unless asked for."""
 
@@ -284,6 +292,34 @@ class Sampler:
         ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
         """
 
+    def verify(
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        generations: Sequence[Generation],
+        drafts: Sequence[Sequence[int]],
+    ) -> list[list[Emission]]:
+        """Like ``step`` for sequences that bring guesses of their next tokens; several tokens where these come true.
+
+        ``drafts``: as many as generations, each perhaps empty. ``logits``: as for ``step``, but with a row behind each
+        sequence's last token and one behind each of its guesses, ``[sum of len(draft) + 1, vocab]``. Returns for each
+        sequence its emissions, from 1 to ``len(draft) + 1``: every token is chosen exactly as ``step`` would choose it,
+        so the answer is the same with guesses and without, greedy or drawn with the same seed (a coupling, and so also
+        exact in distribution, as rejection sampling is: a guess d is accepted with probability p(d)). The turn ends
+        with the first token that is not the guess, and with the sequence.
+        """
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], token_ids: Iterable[int] | NDArray[np.int64], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """Log probabilities of tokens that were given, not chosen, from the logits as they are.
+
+        For each row of ``logits`` ``[len(token_ids), vocab]`` that of the token that followed it, its rank from 1, and
+        the ``count`` most likely tokens with theirs, best first.
+
+        Raises ValueError on a shape mismatch, on a token outside the vocabulary, and where a row holds NaN or nothing
+        above -infinity.
+        """
+
     def processed_logits(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
     ) -> NDArray[np.float32]:
@@ -292,6 +328,31 @@ class Sampler:
         ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
         on a shape mismatch and where ``step`` would give an Emission with ``error``.
         """
+
+@final
+class PromptLookup:
+    """Guesses of a sequence's next tokens: what followed the same n-gram earlier in it.
+
+    An index, kept up to date: a guess costs the same however long the sequence is.
+    """
+
+    def __new__(cls, token_ids: Iterable[int] | NDArray[np.int64], *, max_ngram: int) -> Self:
+        """Start behind ``token_ids``. ``max_ngram``: longest n-gram that is looked for.
+
+        Raises InvalidParametersError below 1.
+        """
+
+    def extend(self, token_ids: Iterable[int] | NDArray[np.int64]) -> None:
+        """Append tokens."""
+
+    def guess(self, count: int, *, ends: Iterable[int] = ()) -> list[int]:
+        """At most ``count`` tokens that came next before, up to the first of ``ends``; empty where nothing matches.
+
+        They followed the first occurrence of the longest n-gram that ends the sequence and occurred earlier in it.
+        Equal to transformers' ``PromptLookupCandidateGenerator`` without logits processors.
+        """
+
+    def __len__(self) -> int: ...
 
 def kernel_levels() -> list[str]:
     """Names of the levels of vector instructions that this CPU has, from the least to the best."""

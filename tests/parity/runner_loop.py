@@ -82,7 +82,7 @@ def _forward(runner: Any, batch: list[tuple[Sequence, list[int]]]) -> None:
             token_ids=[pending for _, pending in batch],
             num_computed_tokens=[row.computed for row, _ in batch],
             block_tables=[list(row.blocks) for row, _ in batch],
-            wants_logits=wants,
+            num_logits=[int(wanted) for wanted in wants],
         )
     )
     assert logits.shape == (sum(wants), runner.vocab_size)

@@ -46,6 +46,7 @@ class FakeRunner:
     context_length: int = 4096
     max_prefill_rows: int | None = None
     supports_chunked_prefill: bool = True
+    supports_drafts: bool = True
     vocab_size: int = VOCAB
     on_forward: Callable[[ForwardBatch], None] | None = None
     batches: list[ForwardBatch] = field(default_factory=list)
@@ -62,17 +63,17 @@ class FakeRunner:
             self.on_forward(batch)
         rows = []
         for tokens, start, table, wanted in zip(
-            batch.token_ids, batch.num_computed_tokens, batch.block_tables, batch.wants_logits, strict=True
+            batch.token_ids, batch.num_computed_tokens, batch.block_tables, batch.num_logits, strict=True
         ):
             assert tokens
             for position, token in enumerate(tokens, start):
                 self.cache[table[position // self.block_size]][position % self.block_size] = token
-            if wanted:
-                seen = [
-                    self.cache[table[position // self.block_size]][position % self.block_size]
-                    for position in range(start + len(tokens))
-                ]
-                rows.append((seen[0], next_token(seen)))
+            assert 0 <= wanted <= len(tokens)
+            seen = [
+                self.cache[table[position // self.block_size]][position % self.block_size]
+                for position in range(start + len(tokens))
+            ]
+            rows += [(seen[0], next_token(seen[:end])) for end in range(len(seen) - wanted + 1, len(seen) + 1)]
         logits = np.zeros((len(rows), self.vocab_size), np.float32)
         for row, (first, token) in enumerate(rows):
             logits[row, token] = np.nan if first == NAN_TOKEN else 1.0
@@ -96,6 +97,7 @@ class FakeEmission:
     stop_string: str | None = None
     stop_token_id: int | None = None
     logprob: float | None = None
+    rank: int | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
     error: str | None = None
 
@@ -115,6 +117,33 @@ def make_generation(submit: Submit) -> FakeGeneration:
 class FakeSampler:
     """Greedy; the text of token 5 is ``5.``."""
 
+    def verify(
+        self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration], drafts: Sequence[Sequence[int]]
+    ) -> list[list[FakeEmission]]:
+        """The same, row behind row as long as drafts come true."""
+        assert len(logits) == sum(len(draft) + 1 for draft in drafts)
+        emissions, end = [], 0
+        for generation, draft in zip(generations, drafts, strict=True):
+            start, end = end, end + len(draft) + 1
+            row: list[FakeEmission] = []
+            for place in range(len(draft) + 1):
+                row += self.step(logits[start + place : start + place + 1], [generation])
+                if row[-1].finish_reason is not None or [row[-1].token_id] != draft[place : place + 1]:
+                    break
+            emissions.append(row)
+        return emissions
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32], token_ids: Sequence[int], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """The token and the greedy one, in place of probabilities."""
+        assert len(logits) == len(token_ids)
+        if np.isnan(logits).any():
+            raise ValueError("the logits hold NaN")
+        return [
+            (-float(token), 1, [(int(row.argmax()), 0.0)] * count) for token, row in zip(token_ids, logits, strict=True)
+        ]
+
     def step(self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration]) -> list[FakeEmission]:
         assert logits.shape == (len(generations), VOCAB)
         emissions = []
@@ -130,6 +159,6 @@ class FakeSampler:
             elif generation.num_generated == generation.settings.max_new_tokens:
                 emission.finish_reason = "length"
             if generation.settings.logprobs is not None:
-                emission.logprob, emission.top_logprobs = -0.5, [(token, -0.5)]
+                emission.logprob, emission.rank, emission.top_logprobs = -0.5, 1, [(token, -0.5)]
             emissions.append(emission)
         return emissions

@@ -1,5 +1,6 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
+mod drafts;
 mod errors;
 mod ids;
 mod kernels;
@@ -14,5 +15,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     text::register(module)?;
     sampling::register(module)?;
-    kernels::register(module)
+    kernels::register(module)?;
+    drafts::register(module)
 }

@@ -24,13 +24,24 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     import torch
 
     from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
+    from tokenwire.engine.draft_model import DraftModel
     from tokenwire.engine.generations import generation_factory
+    from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
     pool = ThreadPool(threads=start.engine.threads or usable_cores())
-    runner = make_runner(loaded, start.engine, progress, make_kernel=partial(Linear4Bit, pool=pool))
+    make_kernel = partial(Linear4Bit, pool=pool)
+    draft = load_draft(start.model, start.engine, loaded, progress, make_kernel=make_kernel)
+    beside = () if draft is None else draft.shapes
+    runner = make_runner(loaded, start.engine, progress, make_kernel=make_kernel, beside=beside)
+    draft_model = None
+    if draft is not None:
+        draft_runner = make_draft_runner(draft, runner)
+        draft_model = DraftModel(
+            draft_runner, vocab_size=loaded.vocab_size, max_step_tokens=start.engine.max_step_tokens
+        )
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:
         # transformers takes them from config.json where generation_config.json is silent.
@@ -56,6 +67,8 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         chat_template=loaded.chat_template,
         defaults=defaults,
         unapplied_defaults=unapplied,
+        draft_model="" if draft is None else draft.loaded.model_id,
+        num_assistant_tokens=0 if draft is None else start.engine.num_assistant_tokens,
     )
     return Built(
         runner=runner,
@@ -63,5 +76,6 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         sampler=Sampler(threads=torch.get_num_threads()),
         make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
         info=info,
+        draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),
     )

@@ -1,8 +1,12 @@
 """One sequence in the engine: its tokens, its blocks, and how far it is computed."""
 
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from tokenwire.engine.protocol import Submit
+
+if TYPE_CHECKING:
+    from tokenwire.engine.drafts import DraftState
+    from tokenwire.engine.prompt_logprobs import PromptLogprobs
 
 GenerationT = TypeVar("GenerationT")
 
@@ -17,6 +21,7 @@ class Request(Generic[GenerationT]):
     __slots__ = (
         "accepted_at",
         "block_table",
+        "draft",
         "first_forward_at",
         "first_token_at",
         "generation",
@@ -26,6 +31,7 @@ class Request(Generic[GenerationT]):
         "num_computed",
         "num_prompt",
         "num_slots",
+        "prompt_logprobs",
         "step_tokens",
         "tokens",
         "wants_logprobs",
@@ -39,13 +45,17 @@ class Request(Generic[GenerationT]):
         self.num_prompt = len(submit.prompt_ids)
         self.max_new_tokens = submit.settings.max_new_tokens
         self.wants_logprobs = submit.settings.logprobs is not None
+        self.draft: DraftState | None = None
+        """Where its tokens are to be guessed."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Where its prompt is to be scored, until they are sent."""
         self.num_computed = 0
         """Tokens whose keys and values are in the KV cache."""
         self.block_table: list[int] = []
         self.num_slots = 0
         """Tokens that ``block_table`` has room for."""
         self.step_tokens: list[int] = []
-        """What the next forward pass computes: the last token, or a chunk of the prefill."""
+        """What the next forward pass computes: the last token, perhaps with drafts, or a chunk of the prefill."""
         self.is_prefilling = True
         """Whether tokens before the last one are still to be computed."""
         self.accepted_at = accepted_at

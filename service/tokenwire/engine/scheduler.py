@@ -5,7 +5,8 @@ to the token budget, first come first served. When the KV cache is full the youn
 and is computed again later (preemption by recompute); it waits before all that came after it.
 
 ``running`` and ``waiting`` are both in order of arrival, and everything running arrived before everything waiting.
-A chunk is cut short only where the budget ends, so at most one sequence is partly prefilled: the last one running.
+A chunk is cut short only where the budget ends, or ends the budget where it is cut for its own sake, so at most one
+sequence is partly prefilled: the last one running.
 """
 
 from collections import deque
@@ -122,9 +123,14 @@ class Scheduler(Generic[GenerationT]):
         return self._blocks.can_allocate(self._blocks.blocks_for(len(request.tokens)) + num_growing)
 
     def _take_chunk(self, request: Request[GenerationT], budget: int) -> int:
-        """Set the tokens of a prefill row; returns their number."""
+        """Set the tokens of a prefill row; returns how much of the budget they take."""
         start = request.num_computed
         end = min(start + budget, len(request.tokens)) if self._chunked else len(request.tokens)
+        if self._chunked and request.prompt_logprobs is not None:
+            longest = start + request.prompt_logprobs.max_chunk
+            if longest < end:
+                request.step_tokens = request.tokens[start:longest]
+                return budget
         request.step_tokens = request.tokens[start:end]
         return end - start
 
