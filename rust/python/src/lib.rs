@@ -1,5 +1,6 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
+mod beams;
 mod errors;
 mod ids;
 mod sampling;
@@ -12,5 +13,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     text::register(module)?;
-    sampling::register(module)
+    sampling::register(module)?;
+    beams::register(module)
 }

@@ -20,7 +20,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     import torch
 
     from tokenwire._native import Sampler, Tokenizer
-    from tokenwire.engine.generations import generation_factory
+    from tokenwire.engine.generations import beam_search_factory, generation_factory
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
@@ -52,11 +52,13 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         defaults=defaults,
         unapplied_defaults=unapplied,
     )
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
     return Built(
         runner=runner,
         # The runner has set it, to the configured threads or the cores of this process.
-        sampler=Sampler(threads=torch.get_num_threads()),
-        make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
+        sampler=Sampler(threads=torch.get_num_threads()),  # type: ignore[arg-type]
+        make_generation=generation_factory(tokenizer, loaded.vocab_size),
+        make_beam_search=beam_search_factory(tokenizer, loaded.vocab_size),
         info=info,
         fatal_errors=(torch.AcceleratorError,),
     )

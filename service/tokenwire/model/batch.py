@@ -21,7 +21,8 @@ class ForwardBatch:
     num_computed_tokens: list[int]
     """Tokens of the sequence already in the KV cache; the first new token has this position."""
     block_tables: list[list[int]]
-    """Blocks of the KV cache that hold the sequence, in order; they cover the new tokens as well."""
+    """Blocks of the KV cache that hold the sequence, in order; they cover the new tokens as well. A block may be in
+    several tables, where the runner ``shares_blocks``; the blocks of the new tokens are in one."""
     wants_logits: list[bool]
     """Whether the row's last token needs logits: false for a prefill chunk that is not the last."""
 
@@ -41,11 +42,25 @@ class Runner(Protocol):
     """Most prefill rows in one batch; None for no limit."""
     supports_chunked_prefill: bool
     """False where a prompt must be computed in one pass."""
+    shares_blocks: bool
+    """Whether several sequences may hold the same blocks; otherwise a sequence is forked by ``copy_sequences``."""
 
     def forward(self, batch: ForwardBatch) -> NDArray[np.float32] | NDArray[np.uint16]:
         """Logits of the rows with ``wants_logits``, in order: float32, or bfloat16 bits as uint16, ``[rows, V]``.
 
         C-contiguous on the CPU; valid until the next call.
+        """
+
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """Fill each target block with the content of the source at its place, all read before any is written.
+
+        Called where the runner ``shares_blocks``.
+        """
+
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        """Let each target sequence hold what the source at its place holds, all read before any is written.
+
+        A target may be new. Called where the runner does not ``shares_blocks``.
         """
 
     def release(self, sequence_ids: list[int]) -> None:
