@@ -11,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "BeamAnswer",
+    "BeamSearch",
+    "BeamStep",
     "ChatTemplate",
     "Detokenizer",
     "Emission",
@@ -235,6 +238,12 @@ class Generation:
 
     @property
     def is_finished(self) -> bool: ...
+    def end(self) -> Emission:
+        """End the sequence before its next token.
+
+        The emission has no token, all text that was held back, and ``stop_string`` as its reason where that text
+        completes one. Raises ValueError when the generation is finished.
+        """
 
 @final
 class Emission:
@@ -410,3 +419,77 @@ class Linear4Bit:
 
         They do not overlap. Raises ValueError on a shape mismatch.
         """
+
+class BeamSearch:
+    """The state of one beam search or, with ``do_sample``, of one beam sampling, equal to transformers'."""
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Iterable[int] | NDArray[np.int64],
+        sampling: SamplingParams,
+        stopping: StoppingParams,
+        *,
+        num_beams: int,
+        num_return_sequences: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: Literal["false", "true", "never"] = "false",
+        sequence_index: int = 0,
+        skip_special_tokens: bool = True,
+    ) -> Self:
+        """``num_beams``: at least 2. Raises InvalidParametersError with every violation."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step was taken."""
+
+    def step(self, logits: NDArray[np.float32] | NDArray[np.uint16], *, is_last: bool = False) -> BeamStep:
+        """Take the logits behind all beams, as ``Sampler.step`` takes them.
+
+        ``[1, vocab]`` behind the prompt, ``[num_beams, vocab]`` from then on. With ``is_last`` the search ends with
+        this step, whose tokens count. Raises ValueError on a shape mismatch and when the search is over.
+        """
+
+@final
+class BeamStep:
+    """What one step gave a beam search: parents and tokens, or answers, or an error. Frozen."""
+
+    @property
+    def parents(self) -> list[int]:
+        """For each next beam the beam that it continues (0 behind the prompt); empty when the search is over."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """For each next beam its new token."""
+
+    @property
+    def answers(self) -> list[BeamAnswer]:
+        """The returned sequences, best first, when the search is over."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the search failed: NaN in the logits, no token allowed, or a bug. It is over."""
+
+@final
+class BeamAnswer:
+    """One returned sequence of a beam search. Frozen."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Generated tokens, the ending one included."""
+
+    @property
+    def text(self) -> str:
+        """Their text, up to the stop string that matched."""
+
+    @property
+    def finish_reason(self) -> Literal["eos", "length", "stop_string", "stop_token"] | None:
+        """None: because of ``is_last``."""
+
+    @property
+    def stop_string(self) -> str | None: ...
+    @property
+    def stop_token_id(self) -> int | None: ...
+    @property
+    def score(self) -> float:
+        """Summed log probability over length ** length_penalty: transformers' ``sequences_scores``."""

@@ -210,9 +210,9 @@ def test_an_abort_frees_the_blocks_before_the_next_forward() -> None:
     served.send(Abort([1, 99]))
     served.send(Abort([1]))
     served.step()
-    # The whole cache was held by 1; 2 got on in the very forward after the abort.
-    assert seen == [([1], 1), ([2], 1)]
-    assert runner.released == [1]
+    # The whole cache was held by 1; 2 got on in the very forward after the abort. Rows are numbered from 0.
+    assert seen == [([0], 1), ([1], 1)]
+    assert runner.released == [0]
     assert served.tokens[1] == expected_answer([1] * 12, 1)
 
 

@@ -26,7 +26,7 @@ pub enum Logits<'a> {
 }
 
 impl<'a> Logits<'a> {
-    fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(bits) => bits.len(),
@@ -34,7 +34,7 @@ impl<'a> Logits<'a> {
     }
 
     /// Rows `first..first + count`, each of `width`; empty where there are none.
-    fn rows(self, first: usize, count: usize, width: usize) -> Self {
+    pub(crate) fn rows(self, first: usize, count: usize, width: usize) -> Self {
         let range = first * width..(first + count) * width;
         match self {
             Self::F32(values) => Self::F32(values.get(range).unwrap_or_default()),
@@ -43,7 +43,7 @@ impl<'a> Logits<'a> {
     }
 
     /// As `f32`, widened into `buffer` if need be.
-    fn widened<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    pub(crate) fn widened<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
     where
         'a: 'b,
     {

@@ -1,5 +1,6 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
+mod beams;
 mod drafts;
 mod errors;
 mod ids;
@@ -16,5 +17,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     text::register(module)?;
     sampling::register(module)?;
     kernels::register(module)?;
-    drafts::register(module)
+    drafts::register(module)?;
+    beams::register(module)
 }

@@ -18,7 +18,7 @@ use tokenwire_core::sampler::{self, Drafted, Logits};
 
 /// How to turn logits into a token.
 #[pyclass(frozen, module = "tokenwire._native")]
-struct SamplingParams(Arc<params::SamplingParams>);
+pub struct SamplingParams(pub Arc<params::SamplingParams>);
 
 #[pymethods]
 impl SamplingParams {
@@ -75,7 +75,7 @@ impl SamplingParams {
 
 /// When a sequence ends.
 #[pyclass(frozen, module = "tokenwire._native")]
-struct StoppingParams(Arc<params::StoppingParams>);
+pub struct StoppingParams(pub Arc<params::StoppingParams>);
 
 #[pymethods]
 impl StoppingParams {
@@ -151,6 +151,40 @@ impl Generation {
     fn is_finished(&self) -> bool {
         self.0.is_finished()
     }
+
+    fn end(&mut self, py: Python<'_>) -> PyResult<Emission> {
+        if self.0.is_finished() {
+            return Err(PyValueError::new_err("the generation is finished"));
+        }
+        let generation = &mut self.0;
+        guard(py, || Ok(generation.end())).map(Emission)
+    }
+}
+
+/// The name of a reason to finish.
+pub fn finish_reason(finish: Option<&FinishReason>) -> Option<&'static str> {
+    finish.map(|finish| match finish {
+        FinishReason::Eos(_) => "eos",
+        FinishReason::StopToken(_) => "stop_token",
+        FinishReason::StopString(_) => "stop_string",
+        FinishReason::Length => "length",
+    })
+}
+
+/// The stop string that matched.
+pub fn stop_string(finish: Option<&FinishReason>) -> Option<&str> {
+    match finish {
+        Some(FinishReason::StopString(string)) => Some(string),
+        _ => None,
+    }
+}
+
+/// The token that ended a sequence.
+pub fn stop_token_id(finish: Option<&FinishReason>) -> Option<u32> {
+    match finish {
+        Some(&(FinishReason::Eos(id) | FinishReason::StopToken(id))) => Some(id),
+        _ => None,
+    }
 }
 
 /// What one step gave one sequence.
@@ -171,28 +205,17 @@ impl Emission {
 
     #[getter]
     fn finish_reason(&self) -> Option<&'static str> {
-        self.0.finish.as_ref().map(|finish| match finish {
-            FinishReason::Eos(_) => "eos",
-            FinishReason::StopToken(_) => "stop_token",
-            FinishReason::StopString(_) => "stop_string",
-            FinishReason::Length => "length",
-        })
+        finish_reason(self.0.finish.as_ref())
     }
 
     #[getter]
     fn stop_string(&self) -> Option<&str> {
-        match &self.0.finish {
-            Some(FinishReason::StopString(string)) => Some(string),
-            _ => None,
-        }
+        stop_string(self.0.finish.as_ref())
     }
 
     #[getter]
     fn stop_token_id(&self) -> Option<u32> {
-        match self.0.finish {
-            Some(FinishReason::Eos(id) | FinishReason::StopToken(id)) => Some(id),
-            _ => None,
-        }
+        stop_token_id(self.0.finish.as_ref())
     }
 
     #[getter]
@@ -217,13 +240,13 @@ impl Emission {
 }
 
 /// Logits as an array with `D` dimensions, borrowed.
-enum LogitsArray<'py, D: ndarray::Dimension> {
+pub enum LogitsArray<'py, D: ndarray::Dimension> {
     F32(PyReadonlyArray<'py, f32, D>),
     Bf16(PyReadonlyArray<'py, u16, D>),
 }
 
 impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
-    fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         if let Ok(array) = object.extract::<PyReadonlyArray<'py, f32, D>>() {
             Ok(Self::F32(array))
         } else if let Ok(array) = object.extract::<PyReadonlyArray<'py, u16, D>>() {
@@ -236,7 +259,7 @@ impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
     }
 
     /// The shape, and the logits in C order.
-    fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
+    pub fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
         match self {
             Self::F32(array) => Ok((array.shape(), Logits::F32(contiguous(array)?))),
             Self::Bf16(array) => Ok((array.shape(), Logits::Bf16(contiguous(array)?))),
@@ -252,7 +275,7 @@ fn contiguous<'a, T: Element, D: ndarray::Dimension>(array: &'a PyReadonlyArray<
     }
 }
 
-fn value_error(error: impl Display) -> PyErr {
+pub fn value_error(error: impl Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 

@@ -25,7 +25,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
 
     from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
     from tokenwire.engine.draft_model import DraftModel
-    from tokenwire.engine.generations import generation_factory
+    from tokenwire.engine.generations import beam_search_factory, generation_factory
     from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
@@ -70,11 +70,13 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         draft_model="" if draft is None else draft.loaded.model_id,
         num_assistant_tokens=0 if draft is None else start.engine.num_assistant_tokens,
     )
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
     return Built(
         runner=runner,
         # The runner has set it, to the configured threads or the cores of this process.
-        sampler=Sampler(threads=torch.get_num_threads()),
-        make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
+        sampler=Sampler(threads=torch.get_num_threads()),  # type: ignore[arg-type]
+        make_generation=generation_factory(tokenizer, loaded.vocab_size),
+        make_beam_search=beam_search_factory(tokenizer, loaded.vocab_size),
         info=info,
         draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),

@@ -14,8 +14,8 @@ from typing import Any, Generic, NamedTuple, Protocol
 from tokenwire._native import PromptLookup
 from tokenwire.engine.block_manager import BlockManager
 from tokenwire.engine.protocol import Delta, Submit, TokenLogprobs
-from tokenwire.engine.request import GenerationT, Request
-from tokenwire.engine.sampler import EmissionLike
+from tokenwire.engine.row import Row
+from tokenwire.engine.sampler import EmissionLike, GenerationT
 from tokenwire.engine.scheduler import Schedule
 
 
@@ -64,7 +64,7 @@ class DraftModelLike(Protocol):
 class Leading(NamedTuple, Generic[GenerationT]):
     """A row that brought drafts, and its emissions but the last."""
 
-    row: Request[GenerationT]
+    row: Row[GenerationT]
     emissions: Sequence[EmissionLike]
 
 
@@ -116,7 +116,7 @@ class Drafts(Generic[GenerationT]):
         if self._model is not None:
             self._model.release(sequences)
 
-    def propose(self, schedule: Schedule[GenerationT], alive: Iterable[Request[GenerationT]]) -> Schedule[GenerationT]:
+    def propose(self, schedule: Schedule[GenerationT], alive: Iterable[Row[GenerationT]]) -> Schedule[GenerationT]:
         """Give decode rows drafts behind their last token; these rows go behind the other decode rows.
 
         ``alive``: all requests, so that this is not called again where none of them wants drafts any more.
@@ -127,7 +127,7 @@ class Drafts(Generic[GenerationT]):
             self.is_wanted = any(row.draft is not None for row in alive)
             return schedule
         room = self._max_step_tokens - sum(len(row.step_tokens) for row in schedule.rows)
-        asks: list[tuple[Request[GenerationT], Ask]] = []
+        asks: list[tuple[Row[GenerationT], Ask]] = []
         for row in asking:
             state = row.draft
             assert state is not None  # noqa: S101 - chosen by it
@@ -158,7 +158,7 @@ class Drafts(Generic[GenerationT]):
         return schedule._replace(rows=[*plain, *drafted, *schedule.rows[schedule.num_decode :]])
 
     def take_leading(
-        self, rows: Sequence[Request[GenerationT]], emissions: Sequence[Sequence[EmissionLike]]
+        self, rows: Sequence[Row[GenerationT]], emissions: Sequence[Sequence[EmissionLike]]
     ) -> list[Leading[GenerationT]]:
         """Append to the rows that had drafts all their tokens but the last, which is left to be committed as any other.
 
@@ -185,10 +185,10 @@ class Drafts(Generic[GenerationT]):
             self._give_back(row)
             if not emissions:
                 continue
-            delta = by_request.get(row.id)
+            delta = by_request.get(row.request)
             if delta is None:
                 # The last token failed the row; what came before it was right.
-                delta = Delta(row.id, [], "", [], None)
+                delta = Delta(row.request, [], "", [], None)
                 deltas.append(delta)
             delta.token_ids[:0] = [emission.token_id for emission in emissions]
             delta.text = "".join(emission.text for emission in emissions) + delta.text
@@ -199,7 +199,7 @@ class Drafts(Generic[GenerationT]):
                     if emission.logprob is not None
                 ]
 
-    def _ask_model(self, asks: list[tuple[Request[GenerationT], Ask]]) -> None:
+    def _ask_model(self, asks: list[tuple[Row[GenerationT], Ask]]) -> None:
         assert self._model is not None  # noqa: S101 - no request has a state that asks for it otherwise
         try:
             proposals: list[list[int]] = self._model.propose([ask for _, ask in asks])
@@ -218,7 +218,7 @@ class Drafts(Generic[GenerationT]):
             if row.draft is not None:
                 row.draft.proposed = proposed
 
-    def _make_room(self, row: Request[GenerationT], count: int) -> int:
+    def _make_room(self, row: Row[GenerationT], count: int) -> int:
         """Blocks for ``count`` drafts from those that are free; returns for how many drafts there is room."""
         size = self._blocks.block_size
         missing = self._blocks.blocks_for(row.num_computed + 1 + count) - len(row.block_table)
@@ -227,7 +227,7 @@ class Drafts(Generic[GenerationT]):
         row.num_slots += len(taken) * size
         return min(count, row.num_slots - row.num_computed - 1)
 
-    def _give_back(self, row: Request[GenerationT]) -> None:
+    def _give_back(self, row: Row[GenerationT]) -> None:
         kept = self._blocks.blocks_for(row.num_computed)
         if len(row.block_table) > kept:
             self._blocks.free(row.block_table[kept:])
@@ -235,6 +235,6 @@ class Drafts(Generic[GenerationT]):
             row.num_slots = kept * self._blocks.block_size
 
 
-def drafts_of(rows: Sequence[Request[Any]]) -> list[list[int]]:
+def drafts_of(rows: Sequence[Row[Any]]) -> list[list[int]]:
     """The drafts of each row, most of them empty."""
     return [[] if row.draft is None else row.draft.proposed for row in rows]

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from tokenwire.engine.beams import BeamSearchLike
 from tokenwire.engine.channel import BlockingChannel, FrameError
 from tokenwire.engine.drafts import DraftModelLike
 from tokenwire.engine.engine import Engine, Inbox
@@ -36,6 +37,7 @@ class Built:
     sampler: SamplerLike[Any]
     make_generation: Callable[[Submit], Any]
     info: ModelInfo
+    make_beam_search: Callable[[Submit], BeamSearchLike] | None = None
     draft_model: DraftModelLike | None = None
     fatal_errors: tuple[type[BaseException], ...] = ()
     """Errors of a forward pass after which the device is lost and the process must end."""
@@ -92,6 +94,7 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
             built.make_generation,
             max_running=start.engine.max_running,
             max_step_tokens=start.engine.max_step_tokens,
+            make_beam_search=built.make_beam_search,
             draft_model=built.draft_model,
             inbox=inbox,
             fatal_errors=built.fatal_errors,

@@ -44,14 +44,28 @@ class EmissionLike(Protocol):
         """Why this row alone failed."""
 
 
+class GenerationLike(Protocol):
+    """What the engine calls of `tokenwire._native.Generation`."""
+
+    def end(self) -> EmissionLike:
+        """End the sequence before its next token; the emission has no token, and all text that was held back."""
+
+
+GenerationT = TypeVar("GenerationT", bound=GenerationLike)
 _GenerationT_contra = TypeVar("_GenerationT_contra", contravariant=True)
 
 
 class SamplerLike(Protocol[_GenerationT_contra]):
     """What the engine calls of `tokenwire._native.Sampler`."""
 
-    def step(self, logits: Any, generations: Sequence[_GenerationT_contra]) -> Sequence[EmissionLike]:
-        """Choose and append one token per row of ``logits`` ``[len(generations), vocab]``."""
+    def step(
+        self, logits: Any, generations: Sequence[_GenerationT_contra], *, guidance: Sequence[int] = ...
+    ) -> Sequence[EmissionLike]:
+        """Choose and append one token per generation.
+
+        The first ``len(generations)`` rows of ``logits`` ``[rows, vocab]`` are theirs, those of guidance twins
+        follow: ``guidance`` holds for each generation the row of its twin, or -1.
+        """
 
     def verify(
         self, logits: Any, generations: Sequence[_GenerationT_contra], drafts: Sequence[Sequence[int]]

@@ -11,6 +11,7 @@ The left padding here is of cached tensors; the new tokens of a decode batch are
 pads ids, has nothing to do, and the model layer stays without knowledge of the extension.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -52,6 +53,7 @@ class PaddedRunner:
     max_prefill_rows: int | None = None
     # A recurrent state cannot go back behind a token, and rows of a padded batch not each to a place of its own.
     supports_drafts = False
+    shares_blocks = False
 
     def __init__(
         self,
@@ -102,6 +104,39 @@ class PaddedRunner:
         if not parts:
             return np.empty((0, self.vocab_size), dtype=np.float32)
         return to_numpy(torch.cat(parts))
+
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """Refused: nothing is in blocks."""
+        raise NotImplementedError("blocks are only counted")
+
+    @torch.inference_mode()
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        """See ``batch.Runner.copy_sequences``."""
+        batch = self._batch
+        if batch is not None and {*sources, *targets} <= set(batch.sequence_ids):
+            self._reorder(batch, dict(zip(targets, sources, strict=True)))
+            return
+        copies = {target: self._copy_of(source) for source, target in zip(sources, targets, strict=True)}
+        self.release(targets)
+        self._alone.update(copies)
+
+    def _reorder(self, batch: _DecodeBatch, source_by_target: dict[int, int]) -> None:
+        """Move rows within the decode batch."""
+        place = {sequence: row for row, sequence in enumerate(batch.sequence_ids)}
+        rows = [
+            row if sequence is None else place[source_by_target.get(sequence, sequence)]
+            for row, sequence in enumerate(batch.sequence_ids)
+        ]
+        batch.lengths = [batch.lengths[row] for row in rows]
+        batch.cache.reorder_cache(torch.tensor(rows, device=self._device))  # type: ignore[arg-type]
+
+    def _copy_of(self, sequence: int) -> Any:
+        """The state of one sequence, to be changed apart from it."""
+        if self._plain:
+            return DynamicCache([(keys.clone(), values.clone()) for keys, values in self._rows(sequence)])
+        if sequence not in self._alone:
+            raise RuntimeError(f"sequence {sequence} has no cache")
+        return copy.deepcopy(self._alone[sequence])
 
     def release(self, sequence_ids: list[int]) -> None:
         """Forget these sequences. Allocates nothing: a row of the decode batch goes when that is next rebuilt.
@@ -190,9 +225,7 @@ class PaddedRunner:
             return
         for sequence in batch.sequence_ids:
             if sequence is not None:
-                self._alone[sequence] = DynamicCache(
-                    [(keys.clone(), values.clone()) for keys, values in self._rows(sequence)]
-                )
+                self._alone[sequence] = self._copy_of(sequence)
         self._batch = None
 
     def _gather(self, sequences: list[int]) -> _DecodeBatch:

@@ -26,6 +26,7 @@ class PagedRunner:
     max_prefill_rows: int | None = None
     supports_chunked_prefill = True
     supports_drafts = True
+    shares_blocks = True
 
     def __init__(
         self, model: PreTrainedModel, cache: KVCache, *, vocab_size: int, context_length: int, reason: str = ""
@@ -66,6 +67,15 @@ class PagedRunner:
                 f"asked for the logits of {len(kept)} tokens, the model gave shape {tuple(logits.shape)}"
             )
         return to_numpy(logits[0])[: len(wanted)]
+
+    @torch.inference_mode()
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """See ``batch.Runner.copy_blocks``."""
+        self._cache.copy_blocks(sources, targets)
+
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        """Refused: all state is in the blocks."""
+        raise NotImplementedError("sequences share blocks")
 
     def release(self, sequence_ids: list[int]) -> None:
         """Nothing to forget: all state is in the blocks."""

@@ -54,6 +54,12 @@ pub(super) struct Stream {
     chain: Chain,
 }
 
+impl Clone for Stream {
+    fn clone(&self) -> Self {
+        Self { lossy: self.lossy.clone(), chain: self.chain.iter().map(|stage| stage.boxed_clone()).collect() }
+    }
+}
+
 impl Stream {
     /// Takes a token as the vocabulary table holds it.
     pub(super) fn push(&mut self, piece: &[u8], out: &mut String) {
