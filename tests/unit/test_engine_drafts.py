@@ -347,7 +347,7 @@ def test_prompts_are_scored_whatever_the_chunks(
         assert [entry.logprob for entry in first.prompt_logprobs] == [-float(token) for token in prompt[1:]]
         greedy = [next_token(prompt[:end]) for end in range(1, length)]
         assert [entry.top for entry in first.prompt_logprobs] == [[(token, 0.0)] * count for token in greedy]
-    assert served.engine._prompt_logprobs == {}
+    assert not served.engine._scorer.is_wanted
 
 
 @pytest.mark.parametrize("max_step_tokens", [4, 32])

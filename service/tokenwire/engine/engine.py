@@ -288,7 +288,7 @@ class Engine(Generic[GenerationT]):
 
     def _verify(
         self, logits: Any, rows: list[Row[GenerationT]], drafts: list[list[int]]
-    ) -> tuple[list[EmissionLike], list[Leading[GenerationT]]]:
+    ) -> tuple[Sequence[EmissionLike], list[Leading[GenerationT]]]:
         """The last emission of each of ``rows``, some of which have drafts, and what came before it."""
         verified = self._sampler.verify(logits, [row.generation for row in rows], drafts)
         return [emissions[-1] for emissions in verified], self._drafts.take_leading(rows, verified)
