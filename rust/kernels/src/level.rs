@@ -10,10 +10,12 @@ pub enum Level {
     Portable,
     /// AVX2 with fused multiply-add (x86-64 from 2013 on).
     Avx2,
+    /// AVX512F (x86-64 servers from 2017 on).
+    Avx512,
 }
 
 impl Level {
-    const ALL: [Self; 2] = [Self::Portable, Self::Avx2];
+    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
 
     /// Every level that this CPU has, from the least to the best.
     #[must_use]
@@ -34,15 +36,17 @@ impl Level {
             Self::Portable => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 => false,
+            Self::Avx2 | Self::Avx512 => false,
         }
     }
 }
 
 /// A name that no level has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("level must be one of portable, avx2, got {0}")]
+#[error("level must be one of portable, avx2, avx512, got {0}")]
 pub struct UnknownLevel(String);
 
 impl FromStr for Level {
@@ -59,6 +63,7 @@ impl fmt::Display for Level {
         formatter.write_str(match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
         })
     }
 }

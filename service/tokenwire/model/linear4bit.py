@@ -61,10 +61,13 @@ class KernelLinear(torch.nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """``hidden`` is ``[..., in_features]``; the result ``[..., out_features]``."""
-        rows = hidden.detach().to(torch.float32).reshape(-1, self.in_features).contiguous()
-        result = torch.empty(len(rows), self.out_features)
-        self._kernel.forward(rows.numpy(), result.numpy())
-        return result.view(*hidden.shape[:-1], self.out_features).to(hidden.dtype)
+        # Shapes are handled in numpy: a step calls this hundreds of times, and torch takes some 8 us for the same.
+        x = (hidden if hidden.dtype == torch.float32 else hidden.to(torch.float32)).detach().numpy()
+        result = np.empty((*x.shape[:-1], self.out_features), np.float32)
+        rows = np.ascontiguousarray(x.reshape(-1, self.in_features))
+        self._kernel.forward(rows, result.reshape(-1, self.out_features))
+        output = torch.from_numpy(result)
+        return output if hidden.dtype == torch.float32 else output.to(hidden.dtype)
 
     def extra_repr(self) -> str:
         """What ``print(model)`` shows."""

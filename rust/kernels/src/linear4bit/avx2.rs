@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use super::packed::{Block, Places};
-use super::{BLOCK, GROUP, Panel, Tile, Totals};
+use super::{GROUP, Panel, Place, Tile, Totals};
 use crate::Level;
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
@@ -78,22 +78,6 @@ fn run(tables: &Tables, panel: Panel<'_>) {
         if rows - done == 2 {
             multiply::<2>(tile, block, place, &mut totals[done..], done);
         }
-    }
-}
-
-/// The column of the input that meets one block.
-#[derive(Clone, Copy)]
-struct Place<'a> {
-    x: &'a [[f32; BLOCK]],
-    /// Pieces of a row.
-    count: usize,
-    /// The piece that meets the block.
-    number: usize,
-}
-
-impl<'a> Place<'a> {
-    fn rows<const R: usize>(self, first: usize) -> [&'a [f32; BLOCK]; R] {
-        std::array::from_fn(|row| &self.x[(first + row) * self.count + self.number])
     }
 }
 

@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod output;
 mod packed;
 mod portable;
@@ -52,12 +54,30 @@ struct Panel<'a> {
     tile: &'a mut Tile,
 }
 
+/// The column of the input that meets one block.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    x: &'a [[f32; BLOCK]],
+    /// Pieces of a row.
+    count: usize,
+    /// The piece that meets the block.
+    number: usize,
+}
+
+impl<'a> Place<'a> {
+    fn rows<const R: usize>(self, first: usize) -> [&'a [f32; BLOCK]; R] {
+        std::array::from_fn(|row| &self.x[(first + row) * self.count + self.number])
+    }
+}
+
 /// The kernel of one level, with the code table as it reads it.
 #[derive(Debug)]
 enum Kernel {
     Portable(portable::Table),
     #[cfg(target_arch = "x86_64")]
     Avx2(avx2::Kernel),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Kernel),
 }
 
 impl Kernel {
@@ -67,16 +87,20 @@ impl Kernel {
             Level::Portable => Some(Self::Portable(portable::Table::new(code))),
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => avx2::Kernel::new(code).map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => avx512::Kernel::new(code).map(Self::Avx512),
             #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 => None,
+            Level::Avx2 | Level::Avx512 => None,
         }
     }
 
     fn places(&self) -> Places {
         match self {
-            Self::Portable(_) => portable::PLACES,
+            Self::Portable(_) => packed::IN_ORDER,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => avx2::PLACES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => packed::IN_ORDER,
         }
     }
 
@@ -85,6 +109,8 @@ impl Kernel {
             Self::Portable(table) => portable::run(table, panel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(kernel) => kernel.run(panel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(kernel) => kernel.run(panel),
         }
     }
 }

@@ -6,6 +6,17 @@ use crate::Level;
 /// Where each column of a group stands among the 32 bytes of two input features; a permutation.
 pub type Places = [usize; GROUP];
 
+/// Columns stand in order.
+pub const IN_ORDER: Places = {
+    let mut places = [0; GROUP];
+    let mut column = 0;
+    while column < GROUP {
+        places[column] = column;
+        column += 1;
+    }
+    places
+};
+
 /// The codes of 64 input features for the 32 columns of a group, and their scales.
 #[derive(Debug, Clone)]
 #[repr(align(64))]

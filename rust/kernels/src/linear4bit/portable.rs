@@ -1,18 +1,7 @@
 //! The kernel in plain Rust: each block is decoded once, then multiplied with every row in loops that vectorize.
 
-use super::packed::{Block, Places};
+use super::packed::Block;
 use super::{BLOCK, GROUP, Panel, Tile, Totals};
-
-/// Columns stand in order.
-pub const PLACES: Places = {
-    let mut places = [0; GROUP];
-    let mut column = 0;
-    while column < GROUP {
-        places[column] = column;
-        column += 1;
-    }
-    places
-};
 
 /// The two numbers that a byte of codes stands for.
 #[derive(Debug)]
