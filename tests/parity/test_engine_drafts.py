@@ -32,20 +32,29 @@ class Case:
     """A second runner of the same weights."""
     other: Any
     tokenizer: Any
+    reference: Any
+    """A transformers model of the same weights."""
+
+
+def make_case(folder: Path, other: Path) -> Case:
+    """The model of ``folder``, and that of ``other`` to draft for it."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from tokenwire._native import Tokenizer
+
+    loaded, runner = load_runner(folder)
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return Case(loaded, runner, load_runner(folder)[1], load_runner(other)[1], tokenizer, reference)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(
     request: pytest.FixtureRequest, checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Case:
-    from tokenwire._native import Tokenizer
-
-    folder = checkpoint(request.param)
-    loaded, runner = load_runner(folder)
     other = tiny_models.save(tmp_path_factory.mktemp("other"), "llama", seed=5)
-    return Case(
-        loaded, runner, load_runner(folder)[1], load_runner(other)[1], Tokenizer.from_json(loaded.tokenizer_json)
-    )
+    return make_case(checkpoint(request.param), other)
 
 
 class WrongRunner:
@@ -238,25 +247,42 @@ def test_log_probabilities_are_those_of_plain_decoding(case: Case, processed: bo
 
 
 @pytest.mark.parametrize(("max_step_tokens", "num_blocks"), [(64, None), (5, None), (64, 16)])
-def test_prompt_logprobs_are_log_softmax(
-    case: Case, checkpoint: Callable[[str], Path], max_step_tokens: int, num_blocks: int | None
-) -> None:
+def test_prompt_logprobs_are_log_softmax(case: Case, max_step_tokens: int, num_blocks: int | None) -> None:
     """Equal to one plain pass of transformers, with any chunks and after preemptions, for greedy and drawn answers."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    family = {"Gemma2ForCausalLM": "gemma2", "Gemma3ForCausalLM": "gemma3"}.get(case.loaded.architecture)
-    family = family or case.loaded.architecture.removesuffix("ForCausalLM").lower()
-    reference = AutoModelForCausalLM.from_pretrained(checkpoint(family), dtype=torch.float32).eval()
     texts = prompts(LENGTHS, seed=3)
     kinds = cycle([{"prompt_logprobs": 4}, {"prompt_logprobs": 0, **SAMPLED, **ASKED["none"]}, {}])
     requests = list(zip(texts, kinds, strict=False))
     result = serve(case, requests, max_step_tokens=max_step_tokens, num_blocks=num_blocks)
     assert bool(result.preemptions) == (num_blocks is not None)
     for (text, settings), answer in zip(requests, result.answers, strict=True):
-        if "prompt_logprobs" not in settings:
-            assert answer.prompt_logprobs is None
-            continue
+        check_prompt_logprobs(case.reference, text, settings, answer)
+
+
+@pytest.mark.parametrize("family", tiny_models.PADDED_FAMILIES)
+def test_the_padded_path_scores_prompts_and_serves_plainly_who_asks_for_drafts(
+    family: str, checkpoint: Callable[[str], Path]
+) -> None:
+    padded = make_case(checkpoint(family), checkpoint("llama"))
+    assert padded.runner.forward_path == "padded"
+    texts = prompts(LENGTHS, seed=3)
+    kinds = [{"prompt_logprobs": 3, **ASKED["other"]}, {"prompt_logprobs": 0, **ASKED["none"]}, ASKED["other"]]
+    requests = list(zip(texts, cycle(kinds), strict=False))
+    plain = serve(padded, [(text, {}) for text in texts]).answers
+    for max_step_tokens in (64, 9):
+        answers = serve(padded, requests, model="other", max_step_tokens=max_step_tokens).answers
+        for (text, settings), answer, expected in zip(requests, answers, plain, strict=True):
+            same(answer, expected)
+            assert answer.finish.draft_token_count == 0
+            check_prompt_logprobs(padded.reference, text, settings, answer)
+
+
+def check_prompt_logprobs(reference: Any, text: list[int], settings: dict[str, Any], answer: Answer) -> None:
+    """Equal to log_softmax of one plain pass; None where they were not asked for."""
+    import torch
+
+    if "prompt_logprobs" not in settings:
+        assert answer.prompt_logprobs is None
+    else:
         with torch.no_grad():
             logits = reference(input_ids=torch.tensor([text])).logits[0, :-1]
         expected = torch.log_softmax(logits, -1)
