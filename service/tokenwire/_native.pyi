@@ -1,4 +1,4 @@
-"""Text, logits and sampling in Rust.
+"""Text, logits, sampling and kernels of the forward pass in Rust.
 
 Token ids cross as int64 arrays, logits as C-contiguous float32 (or bfloat16 bits in uint16) ``[rows, vocab]`` on the
 CPU. Every call that works releases the GIL. No call panics across the border: a bug surfaces as ``RuntimeError``.
@@ -19,15 +19,19 @@ __all__ = [
     "Emission",
     "Generation",
     "InvalidParametersError",
+    "Linear4Bit",
     "Padded",
+    "PromptLookup",
     "RenderedChat",
     "Sampler",
     "SamplingParams",
     "StoppingParams",
     "TemplateError",
+    "ThreadPool",
     "Tokenizer",
     "TokenizerError",
     "__version__",
+    "kernel_levels",
     "pad",
 ]
 
@@ -264,6 +268,13 @@ class Emission:
         """Natural log probability of the chosen token, when asked for."""
 
     @property
+    def rank(self) -> int | None:
+        """Place of the chosen token by probability, from 1, when log probabilities are asked for.
+
+        Among equals, tokens that a processor removed included, the lower id comes first.
+        """
+
+    @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """(token id, log probability), best first; empty unless asked for."""
 
@@ -290,6 +301,34 @@ class Sampler:
         ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
         """
 
+    def verify(
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        generations: Sequence[Generation],
+        drafts: Sequence[Sequence[int]],
+    ) -> list[list[Emission]]:
+        """Like ``step`` for sequences that bring guesses of their next tokens; several tokens where these come true.
+
+        ``drafts``: as many as generations, each perhaps empty. ``logits``: as for ``step``, but with a row behind each
+        sequence's last token and one behind each of its guesses, ``[sum of len(draft) + 1, vocab]``. Returns for each
+        sequence its emissions, from 1 to ``len(draft) + 1``: every token is chosen exactly as ``step`` would choose it,
+        so the answer is the same with guesses and without, greedy or drawn with the same seed (a coupling, and so also
+        exact in distribution, as rejection sampling is: a guess d is accepted with probability p(d)). The turn ends
+        with the first token that is not the guess, and with the sequence.
+        """
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], token_ids: Iterable[int] | NDArray[np.int64], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """Log probabilities of tokens that were given, not chosen, from the logits as they are.
+
+        For each row of ``logits`` ``[len(token_ids), vocab]`` that of the token that followed it, its rank from 1, and
+        the ``count`` most likely tokens with theirs, best first.
+
+        Raises ValueError on a shape mismatch, on a token outside the vocabulary, and where a row holds NaN or nothing
+        above -infinity.
+        """
+
     def processed_logits(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
     ) -> NDArray[np.float32]:
@@ -300,6 +339,87 @@ class Sampler:
         """
 
 @final
+class PromptLookup:
+    """Guesses of a sequence's next tokens: what followed the same n-gram earlier in it.
+
+    An index, kept up to date: a guess costs the same however long the sequence is.
+    """
+
+    def __new__(cls, token_ids: Iterable[int] | NDArray[np.int64], *, max_ngram: int) -> Self:
+        """Start behind ``token_ids``. ``max_ngram``: longest n-gram that is looked for.
+
+        Raises InvalidParametersError below 1.
+        """
+
+    def extend(self, token_ids: Iterable[int] | NDArray[np.int64]) -> None:
+        """Append tokens."""
+
+    def guess(self, count: int, *, ends: Iterable[int] = ()) -> list[int]:
+        """At most ``count`` tokens that came next before, up to the first of ``ends``; empty where nothing matches.
+
+        They followed the first occurrence of the longest n-gram that ends the sequence and occurred earlier in it.
+        Equal to transformers' ``PromptLookupCandidateGenerator`` without logits processors.
+        """
+
+    def __len__(self) -> int: ...
+
+def kernel_levels() -> list[str]:
+    """Names of the levels of vector instructions that this CPU has, from the least to the best."""
+
+@final
+class ThreadPool:
+    """Threads that the kernels share, for many short calls one after another. Frozen.
+
+    A thread that finds no call looks out for the next one for a fraction of a millisecond, then sleeps.
+    """
+
+    def __new__(cls, *, threads: int) -> Self:
+        """``threads``: of one call, the caller's included. Raises InvalidParametersError below 1."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call; fewer than asked for where the system refused some."""
+
+@final
+class Linear4Bit:
+    """A linear layer with NF4 or FP4 weights, repacked for the CPU. Frozen; computes in float32.
+
+    A row's result is the same bits whichever rows it is computed with.
+    """
+
+    def __new__(
+        cls,
+        packed: NDArray[np.uint8],
+        absmax: NDArray[np.float32],
+        code: NDArray[np.float32],
+        *,
+        block_size: int,
+        in_features: int,
+        out_features: int,
+        pool: ThreadPool,
+        bias: NDArray[np.float32] | None = None,
+        level: str | None = None,
+    ) -> Self:
+        """Copy weights as bitsandbytes stores them. Arrays are one-dimensional and C-contiguous.
+
+        ``packed``: two codes a byte, the first in the high half, of the flattened ``[out_features, in_features]``.
+        ``absmax``: one scale for each ``block_size`` codes of it. ``code``: the numbers of the 16 codes. ``level``: one
+        of ``kernel_levels()``, default the best. ``in_features`` and ``block_size`` are multiples of 64. Raises
+        ValueError.
+        """
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    def forward(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write ``x W^T + bias`` to ``out``: C-contiguous ``[rows, in_features]`` and ``[rows, out_features]``.
+
+        They do not overlap. Raises ValueError on a shape mismatch.
+        """
+
 class BeamSearch:
     """The state of one beam search or, with ``do_sample``, of one beam sampling, equal to transformers'."""
 

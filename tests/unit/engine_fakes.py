@@ -72,6 +72,7 @@ class FakeRunner:
     context_length: int = 4096
     max_prefill_rows: int | None = None
     supports_chunked_prefill: bool = True
+    supports_drafts: bool = True
     shares_blocks: bool = True
     vocab_size: int = VOCAB
     on_forward: Callable[[ForwardBatch], None] | None = None
@@ -97,14 +98,14 @@ class FakeRunner:
             batch.token_ids,
             batch.num_computed_tokens,
             batch.block_tables,
-            batch.wants_logits,
+            batch.num_logits,
             strict=True,
         ):
             assert tokens
             assert len(table) * self.block_size >= start + len(tokens)
+            assert 0 <= wanted <= len(tokens)
             seen = self._write(sequence, tokens, start, table, holders)
-            if wanted:
-                rows.append((seen[0], next_token(seen)))
+            rows += [(seen[0], next_token(seen[:end])) for end in range(len(seen) - wanted + 1, len(seen) + 1)]
         logits = np.zeros((len(rows), self.vocab_size), np.float32)
         for row, (first, token) in enumerate(rows):
             logits[row, token] = np.nan if first == NAN_TOKEN else 1.0
@@ -169,6 +170,7 @@ class FakeEmission:
     stop_string: str | None = None
     stop_token_id: int | None = None
     logprob: float | None = None
+    rank: int | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
     error: str | None = None
 
@@ -187,6 +189,33 @@ def make_generation(submit: Submit) -> FakeGeneration:
 
 class FakeSampler:
     """Takes `chosen_token`; the text of token 5 is ``5.``, held back until the next token or the end."""
+
+    def verify(
+        self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration], drafts: Sequence[Sequence[int]]
+    ) -> list[list[FakeEmission]]:
+        """The same, row behind row as long as drafts come true."""
+        assert len(logits) == sum(len(draft) + 1 for draft in drafts)
+        emissions, end = [], 0
+        for generation, draft in zip(generations, drafts, strict=True):
+            start, end = end, end + len(draft) + 1
+            row: list[FakeEmission] = []
+            for place in range(len(draft) + 1):
+                row += self.step(logits[start + place : start + place + 1], [generation])
+                if row[-1].finish_reason is not None or [row[-1].token_id] != draft[place : place + 1]:
+                    break
+            emissions.append(row)
+        return emissions
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32], token_ids: Sequence[int], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """The token and the greedy one, in place of probabilities."""
+        assert len(logits) == len(token_ids)
+        if np.isnan(logits).any():
+            raise ValueError("the logits hold NaN")
+        return [
+            (-float(token), 1, [(int(row.argmax()), 0.0)] * count) for token, row in zip(token_ids, logits, strict=True)
+        ]
 
     def step(
         self, logits: NDArray[np.float32], generations: Sequence[FakeGeneration], *, guidance: Sequence[int] = ()
@@ -213,7 +242,7 @@ class FakeSampler:
             if emission.finish_reason is not None:
                 emission.text += generation.held
             if generation.settings.logprobs is not None:
-                emission.logprob, emission.top_logprobs = -0.5, [(token, -0.5)]
+                emission.logprob, emission.rank, emission.top_logprobs = -0.5, 1, [(token, -0.5)]
             emissions.append(emission)
         return emissions
 

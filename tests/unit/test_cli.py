@@ -78,6 +78,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_context": ("99", 99),
     "threads": ("2", 2),
     "forward_path": ("padded", "padded"),
+    "forward_kernels": ("off", "off"),
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "reflection": ("false", False),
@@ -243,6 +244,7 @@ def test_a_value_out_of_range_names_its_flag(
     [
         ([], "no model to serve: pass --model PATH"),
         (["--port", "1"], "no model to serve: pass --model PATH"),
+        (["--modle", "x"], "--modle is not a flag, and there is no model to serve: pass --model PATH"),
         (["--model", "x", "--max-runing", "1"], "Unknown option: --max-runing. Did you mean --max-running?"),
         (["--model", "x", "--double-quant"], "double_quant needs quantize nf4 or fp4, got none"),
         (["--model", "x", "--port", "1.5"], "--port must be a whole number, got 1.5"),

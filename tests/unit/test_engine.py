@@ -324,7 +324,7 @@ def test_decode_rows_come_first_and_a_long_prompt_is_cut_to_the_budget() -> None
         served.step()
     shapes = [[len(tokens) for tokens in batch.token_ids] for batch in runner.batches[1:]]
     assert shapes == [[1, 7], [1, 7], [1, 6, 1]]
-    assert [batch.wants_logits for batch in runner.batches[1:]] == [[True, False], [True, False], [True, True, True]]
+    assert [batch.num_logits for batch in runner.batches[1:]] == [[1, 0], [1, 0], [1, 1, 1]]
 
 
 def test_logprobs_come_only_when_asked_for() -> None:

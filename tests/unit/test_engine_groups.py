@@ -313,7 +313,7 @@ def test_a_guided_row_and_its_twin_share_every_forward_that_gives_a_token() -> N
     assert engine.tokens[0, 0] == expected_answer([1] * 9, 4, negative_prompt=[2] * 5)
     assert engine.tokens[1, 0] == expected_answer([3] * 3, 4)
     logits_of = [
-        {sequence for sequence, wanted in zip(batch.sequence_ids, batch.wants_logits, strict=True) if wanted}
+        {sequence for sequence, wanted in zip(batch.sequence_ids, batch.num_logits, strict=True) if wanted}
         for batch in runner.batches
     ]
     assert all(len({0, 1} & rows) != 1 for rows in logits_of)

@@ -9,6 +9,7 @@ pub mod detokenizer;
 pub mod error;
 pub mod generation;
 pub mod logits;
+pub mod lookup;
 pub mod padding;
 pub mod params;
 pub mod rng;

@@ -1,8 +1,10 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
 mod beams;
+mod drafts;
 mod errors;
 mod ids;
+mod kernels;
 mod sampling;
 mod text;
 
@@ -14,5 +16,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     errors::register(module)?;
     text::register(module)?;
     sampling::register(module)?;
+    kernels::register(module)?;
+    drafts::register(module)?;
     beams::register(module)
 }

@@ -13,8 +13,8 @@ use std::num::NonZero;
 use std::sync::Arc;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::generation::{self, FinishReason};
-use tokenwire_core::params::{self, SamplingOptions, StoppingOptions};
-use tokenwire_core::sampler::{self, Logits};
+use tokenwire_core::params::{self, SamplingOptions, StoppingOptions, checked_ids};
+use tokenwire_core::sampler::{self, Drafted, Logits};
 
 /// How to turn logits into a token.
 #[pyclass(frozen, module = "tokenwire._native")]
@@ -224,6 +224,11 @@ impl Emission {
     }
 
     #[getter]
+    fn rank(&self) -> Option<usize> {
+        self.0.logprobs.as_ref().map(|logprobs| logprobs.rank)
+    }
+
+    #[getter]
     fn top_logprobs(&self) -> Vec<(u32, f32)> {
         self.0.logprobs.as_ref().map(|logprobs| logprobs.top.clone()).unwrap_or_default()
     }
@@ -274,6 +279,20 @@ pub fn value_error(error: impl Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
 
+fn borrow_all<'py>(generations: &Bound<'py, PyAny>, count: usize) -> PyResult<Vec<PyRefMut<'py, Generation>>> {
+    let mut borrowed = Vec::with_capacity(count);
+    for (index, generation) in generations.try_iter()?.enumerate() {
+        let generation = generation?.cast_into::<Generation>()?;
+        borrowed.push(generation.try_borrow_mut().map_err(|_| {
+            PyValueError::new_err(format!("generation {index} occurs twice or is in use by another call"))
+        })?);
+    }
+    Ok(borrowed)
+}
+
+/// Log probability of a given token, its rank, and the most likely tokens with theirs.
+type GivenLogprobs = (f32, usize, Vec<(u32, f32)>);
+
 /// Processors, choice, detokenization and stop checks for a whole batch.
 #[pyclass(module = "tokenwire._native")]
 struct Sampler(sampler::Sampler);
@@ -303,13 +322,7 @@ impl Sampler {
     ) -> PyResult<Vec<Emission>> {
         let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
         let (shape, logits) = logits.view()?;
-        let mut borrowed = Vec::with_capacity(shape[0]);
-        for (index, generation) in generations.try_iter()?.enumerate() {
-            let generation = generation?.cast_into::<Generation>()?;
-            borrowed.push(generation.try_borrow_mut().map_err(|_| {
-                PyValueError::new_err(format!("generation {index} occurs twice or is in use by another call"))
-            })?);
-        }
+        let mut borrowed = borrow_all(generations, shape[0])?;
         if borrowed.len() != shape[0] {
             let message = format!("{} rows of logits for {} generations", shape[0], borrowed.len());
             return Err(PyValueError::new_err(message));
@@ -318,6 +331,47 @@ impl Sampler {
         let sampler = &mut self.0;
         let emissions = guard(py, || Ok(sampler.step(logits, shape[1], &mut generations)))?;
         Ok(emissions.map_err(value_error)?.into_iter().map(Emission).collect())
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn verify(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        generations: &Bound<'_, PyAny>,
+        drafts: Vec<Vec<u32>>,
+    ) -> PyResult<Vec<Vec<Emission>>> {
+        let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
+        let (shape, logits) = logits.view()?;
+        let mut borrowed = borrow_all(generations, drafts.len())?;
+        if borrowed.len() != drafts.len() {
+            let message = format!("{} drafts for {} generations", drafts.len(), borrowed.len());
+            return Err(PyValueError::new_err(message));
+        }
+        let pairs = borrowed.iter_mut().zip(&drafts);
+        let mut rows: Vec<_> =
+            pairs.map(|(generation, draft)| Drafted { generation: &mut generation.0, draft }).collect();
+        let sampler = &mut self.0;
+        let emissions = guard(py, || Ok(sampler.verify(logits, shape[1], &mut rows)))?;
+        let wrapped = emissions.map_err(value_error)?.into_iter();
+        Ok(wrapped.map(|row| row.into_iter().map(Emission).collect()).collect())
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn logprobs_of(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        token_ids: Ids,
+        count: usize,
+    ) -> PyResult<Vec<GivenLogprobs>> {
+        let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
+        let (shape, logits) = logits.view()?;
+        let token_ids = checked_ids("token_ids", &token_ids.0, shape[1]).map_err(to_py)?;
+        let sampler = &mut self.0;
+        let logprobs = guard(py, || Ok(sampler.logprobs_of(logits, shape[1], &token_ids, count)))?;
+        let entries = logprobs.map_err(value_error)?.into_iter();
+        Ok(entries.map(|entry| (entry.chosen, entry.rank, entry.top)).collect())
     }
 
     fn processed_logits<'py>(

@@ -1,5 +1,6 @@
 """The engine: one loop over commands, scheduler, model and sampler. One thread owns all of it."""
 
+import itertools
 import sys
 import time
 import traceback
@@ -9,9 +10,11 @@ from typing import Any, Generic, NamedTuple
 
 from tokenwire.engine.beams import BeamSearchLike, BeamStepLike
 from tokenwire.engine.block_manager import BlockManager
+from tokenwire.engine.drafts import DraftModelLike, Drafts, Leading, drafts_of
 from tokenwire.engine.finish import beam_finish, sequence_finish
 from tokenwire.engine.group import RowFactory, select, take
 from tokenwire.engine.limits import TimeKeeper
+from tokenwire.engine.prompt_logprobs import PromptScorer
 from tokenwire.engine.protocol import (
     Abort,
     Command,
@@ -48,7 +51,8 @@ class Engine(Generic[GenerationT]):
     """Serves requests with one runner.
 
     ``make_generation`` builds the sampler's state of a sequence, ``make_beam_search`` that of a beam search; an
-    exception there fails the request alone, a ValueError as the caller's fault.
+    exception there fails the request alone, a ValueError as the caller's fault. ``draft_model`` proposes tokens for
+    requests with num_assistant_tokens.
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
     """
 
@@ -61,6 +65,7 @@ class Engine(Generic[GenerationT]):
         max_running: int,
         max_step_tokens: int,
         make_beam_search: Callable[[Submit], BeamSearchLike] | None = None,
+        draft_model: DraftModelLike | None = None,
         inbox: Inbox | None = None,
         fatal_errors: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -85,6 +90,14 @@ class Engine(Generic[GenerationT]):
             max_prefill_rows=runner.max_prefill_rows,
             shares_blocks=runner.shares_blocks,
         )
+        self._drafts: Drafts[GenerationT] = Drafts(
+            self._blocks,
+            max_step_tokens=max_step_tokens,
+            is_supported=runner.supports_drafts,
+            model=draft_model,
+            fatal_errors=fatal_errors,
+        )
+        self._scorer = PromptScorer(sampler, vocab_size=runner.vocab_size)
         self._requests: dict[int, list[Row[GenerationT]]] = {}
         """The rows of each request that the scheduler knows, mates left out."""
         self._times: TimeKeeper[GenerationT] = TimeKeeper()
@@ -104,7 +117,10 @@ class Engine(Generic[GenerationT]):
                 send(self.stats())
 
     def step(self) -> StepOutputs:
-        """Apply what arrived, then compute and choose one token for every row that is ready for one."""
+        """Apply what arrived, then compute and choose a token for every row that is ready for one.
+
+        Rows whose drafts come true get more than one.
+        """
         self._apply_commands()
         ended = self._end_idle_late() if self._times.limited else []
         schedule = self._scheduler.schedule()
@@ -112,11 +128,19 @@ class Engine(Generic[GenerationT]):
         if not schedule.rows:
             return self._outputs(ended)
         beam_steps: list[_BeamStep[GenerationT]] = []
+        leading: list[Leading[GenerationT]] = []
         try:
             if self._scheduler.copies:
                 self._copy_blocks(self._scheduler.copies)
-            logits = self._runner.forward(self._batch(schedule))
-            if schedule.is_plain:
+            # Rows that are chosen together take one row of logits each: beside them nothing is drafted.
+            if self._drafts.is_wanted and schedule.is_plain:
+                alive = itertools.chain(self._scheduler.running, self._scheduler.waiting)
+                schedule = self._drafts.propose(schedule, alive)
+            logits = self._forward(schedule)
+            if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):
+                rows = schedule.rows[: schedule.num_sampled]
+                emissions, leading = self._verify(logits, rows, drafts)
+            elif schedule.is_plain:
                 rows = schedule.rows[: schedule.num_sampled]
                 emissions = self._sample(logits, rows)
             else:
@@ -125,7 +149,12 @@ class Engine(Generic[GenerationT]):
             raise
         except Exception as error:
             return self._fail(schedule.rows, error, ended)
-        return self._commit(schedule, rows, emissions, beam_steps, ended)
+        outputs = self._commit(schedule, rows, emissions, beam_steps, ended)
+        if leading:
+            self._drafts.settle(leading, outputs.deltas)
+        if self._scorer.is_wanted:
+            self._end_failed(self._scorer.send(schedule.rows, outputs.deltas), outputs)
+        return outputs
 
     def stats(self) -> Stats:
         """Counters as they are between two steps."""
@@ -170,6 +199,7 @@ class Engine(Generic[GenerationT]):
             return
         try:
             row = self._make_rows.make(submit, arrived_at)
+            row.draft = self._drafts.begin(submit)
         except ValueError as error:
             self._failures.append(Failure(submit.request, "invalid", str(error)))
             return
@@ -185,6 +215,8 @@ class Engine(Generic[GenerationT]):
             self._failures.append(Failure(submit.request, "capacity", message))
             return
         self._requests[submit.request] = [row]
+        if submit.settings.prompt_logprobs is not None:
+            self._scorer.begin(row, submit.settings.prompt_logprobs)
         self._scheduler.add(row)
         if row.limits is not None:
             self._times.watch(row)
@@ -201,6 +233,7 @@ class Engine(Generic[GenerationT]):
             if reason is None:
                 continue
             self._end(row)
+            self._scorer.forget(row.request)
             if row.beams is not None:
                 finishes = [beam_finish(row, index, None, reason, now) for index in range(row.beams.num_answers)]
                 deltas += [Delta(row.request, [], "", [], finish, index) for index, finish in enumerate(finishes)]
@@ -210,19 +243,32 @@ class Engine(Generic[GenerationT]):
                 self._end_early(member, deltas[-1], reason, now)
         return deltas
 
-    def _batch(self, schedule: Schedule[GenerationT]) -> ForwardBatch:
+    def _forward(self, schedule: Schedule[GenerationT]) -> Any:
+        """Logits of the rows that are sampled, as many of each as it has drafts and one more."""
+        rows = schedule.rows
+        counts = [1] * len(rows)
+        if self._drafts.is_wanted:
+            counts = [1 + len(draft) for draft in drafts_of(rows)]
+        if schedule.num_sampled < len(rows):
+            counts[schedule.num_sampled :] = [0] * (len(rows) - schedule.num_sampled)
+        if not self._scorer.is_wanted:
+            return self._runner.forward(self._batch(schedule, counts))
+        num_logits = self._scorer.num_logits(rows, counts)
+        logits = self._runner.forward(self._batch(schedule, num_logits))
+        return self._scorer.score(rows, num_logits, counts, logits)
+
+    def _batch(self, schedule: Schedule[GenerationT], num_logits: list[int]) -> ForwardBatch:
         rows = schedule.rows
         if schedule.num_decode < len(rows):
             now = self._clock()
             for row in rows[schedule.num_decode :]:
                 row.first_forward_at = row.first_forward_at or now
-        num_cut = len(rows) - schedule.num_sampled
         return ForwardBatch(
             sequence_ids=[row.id for row in rows],
             token_ids=[row.step_tokens for row in rows],
             num_computed_tokens=[row.num_computed for row in rows],
             block_tables=[row.block_table for row in rows],
-            wants_logits=[True] * schedule.num_sampled + [False] * num_cut,
+            num_logits=num_logits,
         )
 
     def _sample(
@@ -239,6 +285,13 @@ class Engine(Generic[GenerationT]):
         if len(emissions) != len(rows):
             raise RuntimeError(f"the sampler gave {len(emissions)} emissions for {len(rows)} rows")
         return emissions
+
+    def _verify(
+        self, logits: Any, rows: list[Row[GenerationT]], drafts: list[list[int]]
+    ) -> tuple[list[EmissionLike], list[Leading[GenerationT]]]:
+        """The last emission of each of ``rows``, some of which have drafts, and what came before it."""
+        verified = self._sampler.verify(logits, [row.generation for row in rows], drafts)
+        return [emissions[-1] for emissions in verified], self._drafts.take_leading(rows, verified)
 
     def _sample_groups(
         self, schedule: Schedule[GenerationT], logits: Any
@@ -312,7 +365,7 @@ class Engine(Generic[GenerationT]):
                 finish = sequence_finish(row, emission, emission.finish_reason, now)
             logprobs: list[TokenLogprobs] = []
             if row.wants_logprobs and emission.logprob is not None:
-                logprobs.append(TokenLogprobs(emission.logprob, emission.top_logprobs))
+                logprobs.append(TokenLogprobs(emission.logprob, emission.rank or 0, emission.top_logprobs))
             append(Delta(row.request, [token_id], emission.text, logprobs, finish, row.index))
         for cut in schedule.rows[schedule.num_sampled :]:
             cut.num_computed += len(cut.step_tokens)
@@ -321,16 +374,27 @@ class Engine(Generic[GenerationT]):
                 for mate in row.mates:
                     mate.follow(row.tokens[-1])
             self._commit_beams(beam_steps, deltas, failed, now)
+        outputs = StepOutputs(deltas, [])
         if failed:
-            deltas = [delta for delta in deltas if delta.request not in failed]
-            for request, message in failed.items():
-                self._end_request(request)
-                self._failures.append(Failure(request, "row", message))
+            self._end_failed(failed, outputs)
         if self._times.limited:
-            self._end_late(deltas, now)
+            self._end_late(outputs.deltas, now)
         self._num_steps += 1
         self._tell_released()
-        return self._outputs(deltas)
+        outputs.failures, self._failures = self._failures + outputs.failures, []
+        return outputs
+
+    def _end_failed(self, failed: dict[int, str], outputs: StepOutputs) -> None:
+        """End requests that failed alone, with a failure each in ``outputs`` instead of what they gave."""
+        if not failed:
+            return
+        outputs.deltas = [delta for delta in outputs.deltas if delta.request not in failed]
+        known = {failure.request for failure in outputs.failures}
+        for request, message in failed.items():
+            self._end_request(request)
+            if request not in known:
+                outputs.failures.append(Failure(request, "row", message))
+        self._tell_released()
 
     def _commit_beams(
         self, steps: list[_BeamStep[GenerationT]], deltas: list[Delta], failed: dict[int, str], now: float
@@ -385,6 +449,7 @@ class Engine(Generic[GenerationT]):
 
     def _end_request(self, request: int) -> None:
         """End all rows of a request; none where it is unknown or ended before."""
+        self._scorer.forget(request)
         for row in self._requests.pop(request, ()):
             self._times.forget(row)
             self._scheduler.remove(row)
@@ -393,6 +458,7 @@ class Engine(Generic[GenerationT]):
         released = self._scheduler.released
         if released:
             self._runner.release(released.copy())
+            self._drafts.release(released)
             released.clear()
 
     def _outputs(self, deltas: list[Delta]) -> StepOutputs:

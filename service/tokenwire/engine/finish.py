@@ -21,6 +21,8 @@ def sequence_finish(row: Row[Any], emission: EmissionLike, reason: str, now: flo
         prefill_ms=prefill_ms,
         decode_ms=decode_ms,
         cached_token_count=row.num_cached_tokens,
+        draft_token_count=0 if row.draft is None else row.draft.num_drafted,
+        accepted_draft_token_count=0 if row.draft is None else row.draft.num_accepted,
     )
 
 

@@ -7,6 +7,8 @@ from tokenwire.engine.protocol import Submit
 
 if TYPE_CHECKING:
     from tokenwire.engine.beams import BeamGroup
+    from tokenwire.engine.drafts import DraftState
+    from tokenwire.engine.prompt_logprobs import PromptLogprobs
 
 GenerationT = TypeVar("GenerationT")
 
@@ -40,6 +42,7 @@ class Row(Generic[GenerationT]):
         "accepted_at",
         "beams",
         "block_table",
+        "draft",
         "first_forward_at",
         "first_token_at",
         "forks",
@@ -55,6 +58,7 @@ class Row(Generic[GenerationT]):
         "num_computed",
         "num_prompt",
         "num_slots",
+        "prompt_logprobs",
         "request",
         "step_tokens",
         "tokens",
@@ -82,7 +86,7 @@ class Row(Generic[GenerationT]):
         self.num_slots = 0
         """Tokens that ``block_table`` has room for."""
         self.step_tokens: list[int] = []
-        """What the next forward pass computes: the last token, or a chunk of the prefill."""
+        """What the next forward pass computes: the last token, perhaps with drafts, or a chunk of the prefill."""
         self.is_prefilling = True
         """Whether tokens before the last one are still to be computed."""
         self.accepted_at = accepted_at
@@ -90,6 +94,10 @@ class Row(Generic[GenerationT]):
         self.first_token_at = 0.0
         """Monotonic seconds; 0 before it happened."""
         self.limits: TimeLimits | None = None
+        self.draft: DraftState | None = None
+        """Where its tokens are to be guessed."""
+        self.prompt_logprobs: PromptLogprobs | None = None
+        """Where its prompt is to be scored, until they are sent."""
         self.num_cached_tokens = 0
         """Prompt tokens whose computation another sequence of the request did."""
         self.mates: Sequence[Row[GenerationT]] = ()

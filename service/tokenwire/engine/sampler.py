@@ -32,6 +32,10 @@ class EmissionLike(Protocol):
         """Log probability of the chosen token, when asked for."""
 
     @property
+    def rank(self) -> int | None:
+        """Its place among all tokens, when log probabilities are asked for."""
+
+    @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """The most likely tokens, when asked for."""
 
@@ -62,3 +66,16 @@ class SamplerLike(Protocol[_GenerationT_contra]):
         The first ``len(generations)`` rows of ``logits`` ``[rows, vocab]`` are theirs, those of guidance twins
         follow: ``guidance`` holds for each generation the row of its twin, or -1.
         """
+
+    def verify(
+        self, logits: Any, generations: Sequence[_GenerationT_contra], drafts: Sequence[Sequence[int]]
+    ) -> Sequence[Sequence[EmissionLike]]:
+        """The same for rows with drafts: one token for each, and further ones as long as drafts come true.
+
+        ``logits`` ``[sum of len(draft) + 1, vocab]``.
+        """
+
+    def logprobs_of(
+        self, logits: Any, token_ids: Sequence[int], count: int
+    ) -> Sequence[tuple[float, int, list[tuple[int, float]]]]:
+        """Log probability and rank of the token behind each row of ``logits``, and the ``count`` most likely ones."""

@@ -6,8 +6,8 @@ computed again later (preemption by recompute); it waits before all that came af
 preempted: it got all blocks that it can need when it was admitted (see `beams.py`).
 
 ``running`` and ``waiting`` are both in order of arrival, and everything running arrived before everything waiting,
-but for beam searches that an older row had to make room for. A chunk is cut short only where the budget ends, so at
-most one row is partly prefilled: the last one running.
+but for beam searches that an older row had to make room for. A chunk is cut short only where the budget ends, or ends
+the budget where it is cut for its own sake, so at most one row is partly prefilled: the last one running.
 
 A row's mates appear in no list: they go where their row goes.
 """
@@ -234,6 +234,11 @@ class Scheduler(Generic[GenerationT]):
             return self._take_chunks([row, *row.mates], budget)
         start = row.num_computed
         end = min(start + budget, len(row.tokens)) if self._chunked else len(row.tokens)
+        if self._chunked and row.prompt_logprobs is not None:
+            longest = start + row.prompt_logprobs.max_chunk
+            if longest < end:
+                row.step_tokens = row.tokens[start:longest]
+                return budget
         row.step_tokens = row.tokens[start:end]
         return end - start
 
@@ -243,10 +248,12 @@ class Scheduler(Generic[GenerationT]):
         Then nothing is left of the budget for others, so that no second row is partly prefilled.
         """
         left = [len(row.tokens) - row.num_computed for row in rows]
-        is_whole = not self._chunked or sum(left) <= budget
+        scored = rows[0].prompt_logprobs
+        room = budget if scored is None or not self._chunked else min(budget, scored.max_chunk)
+        is_whole = not self._chunked or sum(left) <= room
         taken = 0
         for row, count in zip(rows, left, strict=True):
-            length = count if is_whole else min(count - 1, budget - taken)
+            length = count if is_whole else min(count - 1, room - taken)
             row.step_tokens = row.tokens[row.num_computed : row.num_computed + length]
             taken += length
         return taken if is_whole else budget

@@ -25,6 +25,7 @@ class PagedRunner:
     forward_path = "paged"
     max_prefill_rows: int | None = None
     supports_chunked_prefill = True
+    supports_drafts = True
     shares_blocks = True
 
     def __init__(
@@ -46,10 +47,12 @@ class PagedRunner:
         step = Step(batch, self.block_size)
         if step.fresh_blocks:
             self._cache.clear_blocks(step.fresh_blocks)
-        last_tokens = np.cumsum([len(tokens) for tokens in batch.token_ids]) - 1
-        wanted = last_tokens[np.array(batch.wants_logits, dtype=np.bool_)]
+        ends = np.cumsum([len(tokens) for tokens in batch.token_ids])
+        counts = np.array(batch.num_logits)
+        # The last tokens of each row: places in the result, moved to where the row's tokens end.
+        wanted = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
         # Quantized output heads refuse a matrix without rows: where nothing is wanted one row is computed and dropped.
-        kept = wanted if len(wanted) else last_tokens[:1]
+        kept = wanted if len(wanted) else ends[:1] - 1
         token_ids = np.fromiter((token for row in batch.token_ids for token in row), np.int64, step.num_tokens)
         with paged(PagedContext(step, self._cache)):
             output = self._model(
