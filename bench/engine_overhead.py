@@ -39,6 +39,7 @@ class NoModel:
     block_size = BLOCK_SIZE
     max_prefill_rows = None
     supports_chunked_prefill = True
+    shares_blocks = True
     supports_drafts = True
 
     def __init__(self, rows: int, num_blocks: int) -> None:
@@ -47,6 +48,12 @@ class NoModel:
 
     def forward(self, batch: ForwardBatch) -> NDArray[np.float32]:
         return self._logits[: sum(batch.num_logits)]
+
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        pass
+
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        pass
 
     def release(self, sequence_ids: list[int]) -> None:
         pass
