@@ -2,6 +2,7 @@
 
 mod errors;
 mod ids;
+mod params;
 mod sampling;
 mod text;
 
@@ -12,5 +13,6 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     text::register(module)?;
+    params::register(module)?;
     sampling::register(module)
 }
