@@ -5,7 +5,7 @@ CPU. Every call that works releases the GIL. No call panics across the border: a
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self, final
+from typing import Literal, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,6 +173,34 @@ def pad(
 ) -> Padded:
     """Pad rows to the longest one, rounded up to ``multiple_of``. Raises InvalidParametersError."""
 
+class _GreenListWatermark(Protocol):
+    @property
+    def greenlist_ratio(self) -> float: ...
+    @property
+    def bias(self) -> float: ...
+    @property
+    def hashing_key(self) -> int: ...
+    @property
+    def seeding_scheme(self) -> str: ...
+    @property
+    def context_width(self) -> int: ...
+
+class _SynthIdTextWatermark(Protocol):
+    @property
+    def ngram_len(self) -> int: ...
+    @property
+    def keys(self) -> Iterable[int]: ...
+    @property
+    def context_history_size(self) -> int: ...
+    @property
+    def sampling_table_seed(self) -> int: ...
+    @property
+    def sampling_table_size(self) -> int: ...
+    @property
+    def skip_first_ngram_calls(self) -> bool: ...
+    @property
+    def debug_mode(self) -> bool: ...
+
 @final
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges.
@@ -195,6 +223,7 @@ class SamplingParams:
         epsilon_cutoff: float = 0.0,
         eta_cutoff: float = 0.0,
         min_tokens_to_keep: int = 1,
+        watermark: _GreenListWatermark | _SynthIdTextWatermark | None = None,
         renormalize_logits: bool = False,
         repetition_penalty: float = 1.0,
         encoder_repetition_penalty: float = 1.0,

@@ -21,6 +21,7 @@ SAMPLING_NAMES = (
     "typical_p",
     "epsilon_cutoff",
     "eta_cutoff",
+    "watermark",
     "renormalize_logits",
     "repetition_penalty",
     "encoder_repetition_penalty",

@@ -29,6 +29,7 @@ mod normalization;
 mod penalties;
 mod select;
 mod sequences;
+mod watermark;
 
 use crate::params::{SamplingParams, StoppingParams};
 use candidates::Candidates;
@@ -96,7 +97,7 @@ const WARPERS: &[MakeWarper] = &[
 ];
 
 /// The warpers behind them, whether sampling or not.
-const FINISHERS: &[MakeWarper] = &[normalization::renormalize];
+const FINISHERS: &[MakeWarper] = &[watermark::green_list, watermark::synth_id_text, normalization::renormalize];
 
 /// The steps that are on for one sequence.
 #[derive(Debug)]
