@@ -93,6 +93,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """From generation_config.json."""
     unapplied_defaults: tuple[str, ...]
     """Settings of generation_config.json that are not served, as name=value."""
+    draft_model: str = ""
+    """Id of the draft model that proposes tokens; empty where there is none."""
+    num_assistant_tokens: int = 0
+    """Tokens per step that it proposes where nobody says; 0 without one."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
