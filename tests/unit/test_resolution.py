@@ -228,6 +228,8 @@ def test_sampling_fields_have_their_precedence(name: str) -> None:
         ({}, {"num_return_sequences": 2}, {}, ["num_return_sequences"]),
         ({"num_beams": 2}, {}, {"is_streaming": True}, ["num_beams"]),
         ({}, {"num_beams": 2}, {"is_streaming": True}, ["num_beams"]),
+        ({"num_beams": 2, "guidance_scale": 1.5}, {}, {}, ["guidance_scale"]),
+        ({"num_beams": 2}, {"guidance_scale": 1.5}, {}, ["guidance_scale"]),
         ({}, {}, {"has_negative_prompt": True}, ["negative_prompt"]),
         ({"guidance_scale": 1.0}, {"guidance_scale": 1.5}, {"has_negative_prompt": True}, ["negative_prompt"]),
         (
@@ -265,6 +267,7 @@ def test_conflicting_fields_are_refused_by_name(
 @pytest.mark.parametrize(
     ("request_fields", "more"),
     [
+        ({"num_beams": 2, "guidance_scale": 1.0}, {}),
         ({"num_return_sequences": 2, "do_sample": True}, {"is_streaming": True}),
         ({"num_return_sequences": 2, "temperature": 0.5}, {}),
         ({"num_return_sequences": 2, "num_beams": 2}, {}),

@@ -298,7 +298,9 @@ class _Resolver:
             if num_return_sequences > num_beams:
                 self._refuse("num_return_sequences", f"must be at most num_beams, {num_beams}")
             if self._given.is_streaming:
-                self._refuse("num_beams", "must be 1 in a streaming call: beams are known at their end; call the other")
+                self._refuse("num_beams", "must be 1 in a streaming call: beams are known at their end")
+            if self._chosen("guidance_scale", 1.0) != 1:
+                self._refuse("guidance_scale", "must be 1 with num_beams above 1")
             return
         if num_return_sequences > 1 and not do_sample:
             self._refuse("num_return_sequences", "must be 1 without do_sample and without num_beams")
