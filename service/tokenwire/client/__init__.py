@@ -34,6 +34,7 @@ from tokenwire.client.sync_client import Client, Stream
 from tokenwire.client.types import (
     ChatAnswer,
     ChatMessage,
+    ConversationOptions,
     Delta,
     Finish,
     FinishReason,
@@ -62,6 +63,7 @@ __all__ = [
     "ChatMessage",
     "Client",
     "ConnectionFailed",
+    "ConversationOptions",
     "DeadlineExceeded",
     "Delta",
     "ErrorDetails",

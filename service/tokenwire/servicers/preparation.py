@@ -13,6 +13,7 @@ from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2
 from tokenwire.validation import Bounds, Output, Resolved, Violations
+from tokenwire.validation_chat import check_conversation
 
 
 class Prepared(NamedTuple):
@@ -57,7 +58,7 @@ async def prepare_chat(served: Served, request: generation_service_pb2.ChatReque
     output = validation.output_of(request.output)
     violations = Violations()
     if request.HasField("conversation"):
-        validation.check_conversation(request.conversation, served.bounds, violations)
+        check_conversation(request.conversation, served.bounds, violations)
     else:
         violations.add("conversation", "must be set", None)
     overrides = checked_overrides(request.generation_config, output, served.bounds, violations)
