@@ -169,7 +169,7 @@ def model_info() -> ModelInfo:
         eos_token_ids=(),
         pad_token_id=None,
         tokenizer_json=json.dumps(tokenizer),
-        chat_template=None,
+        chat_templates={},
         defaults=GenerationOverrides(),
         unapplied_defaults=(),
     )

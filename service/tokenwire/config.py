@@ -163,6 +163,10 @@ class LimitsConfig:
     """Messages in one conversation."""
     max_tools: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128
     """Tools in one conversation."""
+    max_documents: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128
+    """Documents in one conversation."""
+    max_template_variables: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 64
+    """Variables that one conversation gives its chat template."""
     max_message_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 4 * 1024 * 1024
     """Bytes of one request message."""
 

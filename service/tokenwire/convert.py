@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import Finish, ModelInfo, TokenLogprobs
 from tokenwire.engine.resolution import Note
-from tokenwire.v1 import chat_pb2, generation_pb2, model_service_pb2
+from tokenwire.v1 import generation_pb2, model_service_pb2
 
 FINISH_REASONS = {
     "eos": generation_pb2.FINISH_REASON_EOS,
@@ -22,67 +20,6 @@ FORWARD_PATHS = {
     "paged": model_service_pb2.FORWARD_PATH_PAGED,
     "padded": model_service_pb2.FORWARD_PATH_PADDED,
 }
-
-EMPTY_PARAMETERS: dict[str, object] = {"type": "object", "properties": {}}
-"""JSON schema of a tool that declares no parameters."""
-
-
-def content_of(message: chat_pb2.ChatMessage) -> str:
-    """The text parts of a message as the one string that its template sees."""
-    return "".join(part.text for part in message.content)
-
-
-def messages_json_of(conversation: chat_pb2.Conversation) -> str:
-    """The messages in the shape that transformers' ``apply_chat_template`` takes, as JSON.
-
-    Arguments of tool calls are objects, not strings: templates write them with ``tojson``.
-    """
-    messages = []
-    for message in conversation.messages:
-        item: dict[str, object] = {"role": message.role, "content": content_of(message)}
-        if message.name:
-            item["name"] = message.name
-        if message.reasoning_content:
-            item["reasoning_content"] = message.reasoning_content
-        if message.tool_call_id:
-            item["tool_call_id"] = message.tool_call_id
-        if message.tool_calls:
-            item["tool_calls"] = [_tool_call_of(call) for call in message.tool_calls]
-        messages.append(item)
-    return msgspec.json.encode(messages).decode()
-
-
-def _tool_call_of(call: chat_pb2.ToolCall) -> dict[str, object]:
-    arguments = msgspec.json.decode(call.arguments_json) if call.arguments_json else {}
-    item: dict[str, object] = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-    if call.id:
-        item["id"] = call.id
-    return item
-
-
-def tools_json_of(conversation: chat_pb2.Conversation) -> str | None:
-    """The tools in the shape that chat templates read, as JSON; None where there are none."""
-    if not conversation.tools:
-        return None
-    tools = [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": msgspec.json.decode(tool.parameters_json) if tool.parameters_json else EMPTY_PARAMETERS,
-            },
-        }
-        for tool in conversation.tools
-    ]
-    return msgspec.json.encode(tools).decode()
-
-
-def turn_of(conversation: chat_pb2.Conversation) -> tuple[bool, bool]:
-    """``(add_generation_prompt, continue_final_message)`` with the defaults filled in."""
-    continues = conversation.continue_final_message
-    opens = conversation.add_generation_prompt if conversation.HasField("add_generation_prompt") else not continues
-    return opens, continues
 
 
 def position_logprobs_of(
@@ -178,6 +115,8 @@ def limits_of(limits: LimitsConfig, *, max_sequence_tokens: int, max_running: in
         max_message_count=limits.max_messages,
         max_tool_count=limits.max_tools,
         max_message_bytes=limits.max_message_bytes,
+        max_document_count=limits.max_documents,
+        max_template_variable_count=limits.max_template_variables,
     )
 
 
@@ -185,7 +124,7 @@ def model_of(
     info: ModelInfo,
     *,
     special_tokens: Sequence[tuple[str, str, int]],
-    has_chat_template: bool,
+    chat_template_names: Sequence[str],
     default_config: generation_pb2.GenerationConfig,
     limits: model_service_pb2.ModelLimits,
 ) -> model_service_pb2.Model:
@@ -205,7 +144,8 @@ def model_of(
         special_tokens=[
             model_service_pb2.SpecialToken(name=name, text=text, id=token_id) for name, text, token_id in special_tokens
         ],
-        has_chat_template=has_chat_template,
+        has_chat_template=bool(chat_template_names),
+        chat_template_names=chat_template_names,
         default_generation_config=default_config,
         limits=limits,
         unapplied_defaults=info.unapplied_defaults,

@@ -1,14 +1,13 @@
 """Every rule about requests, checked before any work; all violations of a request are reported at once.
 
-Prompts and conversations are judged here, settings by `validation_settings`. Counts and sizes come first: a list that
-is too long is not looked at element by element.
+Prompts are judged here, conversations by `validation_chat`, settings by `validation_settings`. Counts and sizes come
+first: a list that is too long is not looked at element by element.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
@@ -16,10 +15,7 @@ from numpy.typing import NDArray
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
-from tokenwire.v1 import chat_pb2, generation_service_pb2
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Who may speak in a conversation."""
+from tokenwire.v1 import generation_service_pb2
 
 MIN_TEXT_BYTES = 64 * 1024
 """Text that is tokenized however small the context is, where its tokens are asked for or cannot be bounded."""
@@ -168,87 +164,8 @@ def _check_room(count: int, bounds: Bounds, violations: Violations, path: str) -
         violations.add(path, rule, Verbatim(f"{count} tokens"))
 
 
-def check_conversation(
-    conversation: chat_pb2.Conversation, bounds: Bounds, violations: Violations, path: str = "conversation"
-) -> None:
-    """Check roles, contents, tools and how the turn is to be opened."""
-    limits = bounds.limits
-    messages, tools = conversation.messages, conversation.tools
-    if not messages:
-        violations.add(f"{path}.messages", "must have at least one message", Verbatim("none"))
-    if within(messages, limits.max_messages, violations, f"{path}.messages", "messages"):
-        for index, message in enumerate(messages):
-            _check_message(message, violations, f"{path}.messages[{index}]")
-    if within(tools, limits.max_tools, violations, f"{path}.tools", "tools"):
-        for index, tool in enumerate(tools):
-            if not tool.name:
-                violations.add(f"{path}.tools[{index}].name", "must not be empty", "")
-            _check_json_object(tool.parameters_json, violations, f"{path}.tools[{index}].parameters_json")
-    if conversation.continue_final_message:
-        if conversation.add_generation_prompt:
-            violations.add(f"{path}.continue_final_message", "must not be set with add_generation_prompt", True)
-        elif messages and not any(part.text for part in messages[-1].content):
-            rule = "must not be empty with continue_final_message"
-            violations.add(f"{path}.messages[{len(messages) - 1}].content", rule, Verbatim("none"))
-    total = _text_bytes(conversation)
-    if total > bounds.max_prompt_bytes:
-        rule = f"must be at most {bounds.max_prompt_bytes} bytes together: more do not fit the {bounds.capacity_name}"
-        violations.add(f"{path}.messages", rule, Verbatim(f"{total} bytes"))
-
-
-def _text_bytes(conversation: chat_pb2.Conversation) -> int:
-    """UTF-8 bytes of all text that the chat template is given, roles apart."""
-    return sum(len(text.encode()) for text in _texts(conversation))
-
-
-def _texts(conversation: chat_pb2.Conversation) -> Iterator[str]:
-    for message in conversation.messages:
-        yield from (message.name, message.reasoning_content, message.tool_call_id)
-        yield from (part.text for part in message.content)
-        for call in message.tool_calls:
-            yield from (call.id, call.name, call.arguments_json)
-    for tool in conversation.tools:
-        yield from (tool.name, tool.description, tool.parameters_json)
-
-
-def _check_message(message: chat_pb2.ChatMessage, violations: Violations, path: str) -> None:
-    if message.role not in ROLES:
-        violations.add(f"{path}.role", f"must be one of {', '.join(ROLES)}", message.role)
-    if not message.content and not message.tool_calls:
-        violations.add(f"{path}.content", "must not be empty without tool_calls", Verbatim("none"))
-    for index, part in enumerate(message.content):
-        if part.WhichOneof("part") is None:
-            violations.add(f"{path}.content[{index}]", "must have text", Verbatim("nothing this server knows"))
-    if message.role != "assistant":
-        if message.tool_calls:
-            violations.add(f"{path}.tool_calls", "only for role assistant", Verbatim(f"role {shorten(message.role)}"))
-        if message.reasoning_content:
-            rule = "only for role assistant"
-            violations.add(f"{path}.reasoning_content", rule, Verbatim(f"role {shorten(message.role)}"))
-    if message.role != "tool" and message.tool_call_id:
-        violations.add(f"{path}.tool_call_id", "only for role tool", Verbatim(f"role {shorten(message.role)}"))
-    for index, call in enumerate(message.tool_calls):
-        if not call.name:
-            violations.add(f"{path}.tool_calls[{index}].name", "must not be empty", "")
-        _check_json_object(call.arguments_json, violations, f"{path}.tool_calls[{index}].arguments_json")
-
-
-def _check_json_object(text: str, violations: Violations, path: str) -> None:
-    if not text:
-        return
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        violations.add(path, "must be a JSON object that is not nested so deeply", text)
-    except msgspec.DecodeError as error:
-        violations.add(path, f"must be a JSON object that can be read ({error})", text)
-    else:
-        if not isinstance(value, dict):
-            violations.add(path, "must be a JSON object", text)
-
-
 def within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Violations, path: str, what: str) -> bool:
-    """Check a count; ``what`` names the items in the error text."""
+    """Check how many items a field has; False where it has too many to be looked at."""
     if len(items) <= limit:
         return True
     violations.add(path, f"must have at most {limit} {what}", Verbatim(f"{len(items)} {what}"))

@@ -41,6 +41,7 @@ MODEL = model_service_pb2.Model(
     vocab_size=300,
     special_tokens=[model_service_pb2.SpecialToken(name="eos_token", text="</s>", id=2)],
     has_chat_template=True,
+    chat_template_names=["default", "tool_use"],
     default_generation_config=generation_pb2.GenerationConfig(temperature=0.5),
     limits=model_service_pb2.ModelLimits(max_sequence_tokens=128, max_logprobs=20),
     unapplied_defaults=["num_beams=2"],

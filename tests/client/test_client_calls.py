@@ -292,8 +292,13 @@ async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer
     await call("generate_batch", ["x"], add_special_tokens=True)
     await call("tokenize", "x", parse_special_tokens=False)
     await call("detokenize", [1], skip_special_tokens=False)
-    await call("chat", "x", tools=[TOOL], add_generation_prompt=False)
-    await call("render_chat", "x", tools=None, continue_final_message=True, model="tiny")
+    rendering = {
+        "documents": ["plain", {"title": "T", "text": "titled"}],
+        "template_variables": {"yes": True, "effort": "low", "whole": 3, "part": 0.5},
+        "template_name": "tool_use",
+    }
+    await call("chat", "x", tools=[TOOL], add_generation_prompt=False, **rendering)
+    await call("render_chat", "x", tools=None, continue_final_message=True, model="tiny", template_variables=None)
     generate, batch, tokenize, detokenize, chat, render_chat = map(MessageToDict, server.requests)
     assert generate["prompt"] == {"text": "x", "addSpecialTokens": False, "parseSpecialTokens": False}
     assert batch["prompts"] == [{"text": "x", "addSpecialTokens": True}]
@@ -301,6 +306,14 @@ async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer
     assert detokenize == {"tokenIds": {"ids": [1]}, "skipSpecialTokens": False}
     assert chat["conversation"]["addGenerationPrompt"] is False
     assert [tool["name"] for tool in chat["conversation"]["tools"]] == ["weather"]
+    assert chat["conversation"]["documents"] == [{"text": "plain"}, {"title": "T", "text": "titled"}]
+    assert chat["conversation"]["templateVariables"] == {
+        "yes": {"boolValue": True},
+        "effort": {"stringValue": "low"},
+        "whole": {"numberValue": 3.0},
+        "part": {"numberValue": 0.5},
+    }
+    assert chat["conversation"]["templateName"] == "tool_use"
     assert render_chat["model"] == "tiny"
     assert render_chat["conversation"].keys() == {"messages", "continueFinalMessage"}
 
@@ -357,6 +370,24 @@ def test_tools_and_their_results_are_sent_in_both_forms() -> None:
 def test_a_message_that_cannot_be_sent_names_its_field(message: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         requests.conversation([message])
+    assert raised.value.violations[0].field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"documents": [{"title": "T", "body": "x"}]}, "conversation.documents[0].body"),
+        ({"documents": ["x", 3]}, "conversation.documents[1]"),
+        ({"template_variables": {"x": None}}, "conversation.template_variables[x]"),
+        ({"template_variables": {"x": [1]}}, "conversation.template_variables[x]"),
+        ({"template_variables": {"x": 10**400}}, "conversation.template_variables[x]"),
+        ({"template_variables": {3: "x"}}, "conversation"),
+        ({"template_name": 3}, "conversation"),
+    ],
+)
+def test_what_a_template_cannot_be_given_names_its_field(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        requests.conversation("x", **options)
     assert raised.value.violations[0].field == field
 
 

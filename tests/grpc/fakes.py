@@ -83,7 +83,7 @@ def model_info(**changes: object) -> ModelInfo:
         "eos_token_ids": (IM_END,),
         "pad_token_id": None,
         "tokenizer_json": tokenizer_json(),
-        "chat_template": CHAT_TEMPLATE,
+        "chat_templates": {"default": CHAT_TEMPLATE},
         "defaults": GenerationOverrides(eos_token_ids=(IM_END,)),
         "unapplied_defaults": ("num_beams=4",),
     }

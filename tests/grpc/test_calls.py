@@ -170,6 +170,7 @@ async def test_get_model(service: Service) -> None:
     assert (model.id, model.context_length, model.vocab_size) == ("fake", 128, VOCAB_SIZE)
     assert model.forward_path == model_service_pb2.FORWARD_PATH_PAGED
     assert model.has_chat_template
+    assert list(model.chat_template_names) == ["default"]
     assert list(model.unapplied_defaults) == ["num_beams=4"]
     assert [(token.name, token.text, token.id) for token in model.special_tokens] == [
         ("eos_token", "<|im_end|>", IM_END)

@@ -393,18 +393,26 @@ BOS_TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }} [/I
 @pytest.mark.parametrize(
     ("changes", "text", "codes"),
     [
-        ({"chat_template": None}, "hi", []),
-        ({"chat_template": "{{ raise_exception('never') }}"}, "hi", []),
-        ({"chat_template": "{{ messages[0].content }}"}, "hi", []),
-        ({"chat_template": PLAIN_TEMPLATE}, "hi", ["raw_prompt"]),
-        ({"chat_template": PLAIN_TEMPLATE}, "### user:\nhi", []),
+        ({"chat_templates": {}}, "hi", []),
+        ({"chat_templates": {"default": "{{ raise_exception('never') }}"}}, "hi", []),
+        ({"chat_templates": {"default": "{{ messages[0].content }}"}}, "hi", []),
+        ({"chat_templates": {"default": PLAIN_TEMPLATE}}, "hi", ["raw_prompt"]),
+        ({"chat_templates": {"default": PLAIN_TEMPLATE}}, "### user:\nhi", []),
         (
-            {"chat_template": BOS_TEMPLATE, "special_tokens": {"bos_token": "<|im_start|>"}, "bos_token_id": 256},
+            {
+                "chat_templates": {"default": BOS_TEMPLATE},
+                "special_tokens": {"bos_token": "<|im_start|>"},
+                "bos_token_id": 256,
+            },
             "<|im_start|>hi",
             ["raw_prompt"],
         ),
         (
-            {"chat_template": BOS_TEMPLATE, "special_tokens": {"bos_token": "<|im_start|>"}, "bos_token_id": 256},
+            {
+                "chat_templates": {"default": BOS_TEMPLATE},
+                "special_tokens": {"bos_token": "<|im_start|>"},
+                "bos_token_id": 256,
+            },
             "<|im_start|>[INST] hi [/INST]",
             [],
         ),
@@ -425,7 +433,7 @@ def info_of_words(**changes: Any) -> ModelInfo:
     file = json.loads(tokenizer_json())
     file["model"]["vocab"] |= {"Ġt": 258, "th": 259}
     file["model"]["merges"] = [["Ġ", "t"], ["t", "h"]]
-    return model_info(tokenizer_json=json.dumps(file), chat_template=None, **changes)
+    return model_info(tokenizer_json=json.dumps(file), chat_templates={}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -448,7 +456,7 @@ async def test_whitespace_that_belongs_to_the_next_word(
 
 
 async def test_whitespace_that_is_a_token_of_its_own(start: Any) -> None:
-    service = await start(FakeEngine(model_info(chat_template=None), script=say("x")))
+    service = await start(FakeEngine(model_info(chat_templates={}), script=say("x")))
     assert warned((await service.generation.Generate(request_of("Hello "))).start) == []
 
 

@@ -95,6 +95,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_logprobs": ("0", 0),
     "max_messages": ("17", 17),
     "max_tools": ("18", 18),
+    "max_documents": ("20", 20),
+    "max_template_variables": ("21", 21),
     "max_message_bytes": ("19", 19),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),

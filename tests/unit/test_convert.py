@@ -1,74 +1,11 @@
 """Protobuf to domain and back; settings have `test_convert_settings`."""
 
-import json
-
 import msgspec
 import pytest
 
 from tokenwire import convert
 from tokenwire.engine.protocol import Finish, TokenLogprobs
-from tokenwire.v1 import chat_pb2, generation_pb2
-
-
-def test_messages_take_the_shape_that_templates_read() -> None:
-    call = chat_pb2.ToolCall(id="1", name="add", arguments_json='{"a": 1.5, "b": [null]}')
-    conversation = chat_pb2.Conversation(
-        messages=[
-            chat_pb2.ChatMessage(
-                role="user", content=[chat_pb2.ContentPart(text="a"), chat_pb2.ContentPart(text="b")], name="Ann"
-            ),
-            chat_pb2.ChatMessage(role="assistant", tool_calls=[call], reasoning_content="hm"),
-            chat_pb2.ChatMessage(role="tool", content=[chat_pb2.ContentPart(text="3")], tool_call_id="1"),
-            chat_pb2.ChatMessage(role="assistant", tool_calls=[chat_pb2.ToolCall(name="stop")]),
-        ]
-    )
-    assert json.loads(convert.messages_json_of(conversation)) == [
-        {"role": "user", "content": "ab", "name": "Ann"},
-        {
-            "role": "assistant",
-            "content": "",
-            "reasoning_content": "hm",
-            "tool_calls": [
-                {"type": "function", "id": "1", "function": {"name": "add", "arguments": {"a": 1.5, "b": [None]}}}
-            ],
-        },
-        {"role": "tool", "content": "3", "tool_call_id": "1"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"type": "function", "function": {"name": "stop", "arguments": {}}}],
-        },
-    ]
-
-
-def test_tools() -> None:
-    assert convert.tools_json_of(chat_pb2.Conversation()) is None
-    tools = [
-        chat_pb2.Tool(name="f", description="does f", parameters_json='{"type": "object"}'),
-        chat_pb2.Tool(name="g"),
-    ]
-    assert json.loads(convert.tools_json_of(chat_pb2.Conversation(tools=tools)) or "") == [
-        {"type": "function", "function": {"name": "f", "description": "does f", "parameters": {"type": "object"}}},
-        {
-            "type": "function",
-            "function": {"name": "g", "description": "", "parameters": {"type": "object", "properties": {}}},
-        },
-    ]
-
-
-@pytest.mark.parametrize(
-    ("opens", "continues", "expected"),
-    [
-        (None, None, (True, False)),
-        (None, True, (False, True)),
-        (False, None, (False, False)),
-        (True, False, (True, False)),
-        (False, True, (False, True)),
-    ],
-)
-def test_how_the_turn_is_opened(opens: bool | None, continues: bool | None, expected: tuple[bool, bool]) -> None:
-    conversation = chat_pb2.Conversation(add_generation_prompt=opens, continue_final_message=continues)
-    assert convert.turn_of(conversation) == expected
+from tokenwire.v1 import generation_pb2
 
 
 def test_logprobs_need_one_entry_per_token() -> None:

@@ -48,6 +48,7 @@ from tokenwire.client.results import (
 from tokenwire.client.sync_client import Client, Stream
 from tokenwire.client.types import (
     ChatMessage,
+    ConversationOptions,
     EarlyStopping,
     GenerationOptions,
     GreenListWatermark,
@@ -69,6 +70,7 @@ __all__ = [
     "ChatMessage",
     "Client",
     "ConnectionFailed",
+    "ConversationOptions",
     "DeadlineExceeded",
     "Delta",
     "EarlyStopping",

@@ -201,19 +201,58 @@ def _tool(tool: Mapping[str, Any], path: str) -> chat_pb2.Tool:
         raise _invalid(path, f"has a value of the wrong type ({error})") from None
 
 
+def _document(document: Mapping[str, str] | str, path: str) -> chat_pb2.Document:
+    fields = {"text": document} if isinstance(document, str) else document
+    try:
+        if unknown := sorted(fields.keys() - {"title", "text"}):
+            raise _invalid(f"{path}.{unknown[0]}", "is no field of a document; known are text, title")
+        return chat_pb2.Document(title=fields.get("title", ""), text=fields.get("text", ""))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid(path, f"must be a text, or a title and a text ({error})") from None
+
+
+def _template_value(value: Any, path: str) -> chat_pb2.TemplateValue:
+    try:
+        match value:
+            case bool():
+                return chat_pb2.TemplateValue(bool_value=value)
+            case str():
+                return chat_pb2.TemplateValue(string_value=value)
+            case int() | float():
+                return chat_pb2.TemplateValue(number_value=value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _invalid(path, f"cannot be sent ({error})") from None
+    raise _invalid(path, f"must be text, a number, true or false, not {value!r:.60}")
+
+
 def conversation(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    **rendering: bool | None,
+    documents: Sequence[Mapping[str, str] | str] | None = None,
+    template_variables: Mapping[str, str | float | bool] | None = None,
+    **rendering: Any,
 ) -> chat_pb2.Conversation:
-    """A Conversation from messages and tools in the form of OpenAI and transformers."""
+    """A Conversation from messages and tools in the form of OpenAI and transformers.
+
+    ``rendering``: template_name, add_generation_prompt and continue_final_message.
+    """
     if isinstance(messages, str):
         messages = [ChatMessage("user", messages)]
-    return chat_pb2.Conversation(
-        messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
-        tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
-        **rendering,
-    )
+    try:
+        return chat_pb2.Conversation(
+            messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
+            tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
+            documents=[
+                _document(each, f"conversation.documents[{index}]") for index, each in enumerate(documents or ())
+            ],
+            template_variables={
+                name: _template_value(value, f"conversation.template_variables[{name}]")
+                for name, value in (template_variables or {}).items()
+            },
+            **rendering,
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid("conversation", f"has a value of the wrong type ({error})") from None
 
 
 def token_ids(ids: Iterable[int], path: str = "token_ids") -> generation_pb2.TokenIds:

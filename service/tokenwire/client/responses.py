@@ -226,6 +226,7 @@ def model(message: model_service_pb2.Model) -> types.Model:
         vocab_size=message.vocab_size,
         special_tokens=tuple(types.SpecialToken(each.name, each.text, each.id) for each in message.special_tokens),
         has_chat_template=message.has_chat_template,
+        chat_template_names=tuple(message.chat_template_names),
         default_generation_config=generation_options(message.default_generation_config),
         limits=types.ModelLimits(**{name: limits[name] for name in types.ModelLimits.__dataclass_fields__}),
         unapplied_defaults=tuple(message.unapplied_defaults),

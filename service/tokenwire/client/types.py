@@ -181,6 +181,12 @@ class ConversationOptions(TypedDict, total=False):
 
     tools: Sequence[Mapping[str, Any]] | None
     """Tools offered to the model, in the form of OpenAI and transformers. Default: none."""
+    documents: Sequence[Mapping[str, str] | str] | None
+    """Documents for templates that read them: texts, or a title and a text each. Default: none."""
+    template_variables: Mapping[str, str | float | bool] | None
+    """Variables of the template, for example enable_thinking. Default: none."""
+    template_name: str | None
+    """Which of the model's templates. Default: tool_use with tools, where there is one; otherwise default."""
     add_generation_prompt: bool | None
     """Append the marker that opens the assistant's turn. Default: true, or false with continue_final_message."""
     continue_final_message: bool | None
@@ -301,6 +307,8 @@ class ModelLimits:
     max_beams: int
     max_message_count: int
     max_tool_count: int
+    max_document_count: int
+    max_template_variable_count: int
     max_message_bytes: int
 
 
@@ -324,6 +332,8 @@ class Model:
     vocab_size: int
     special_tokens: tuple[SpecialToken, ...]
     has_chat_template: bool
+    chat_template_names: tuple[str, ...]
+    """Names of the chat templates; a single one is called default."""
     default_generation_config: GenerationOptions
     limits: ModelLimits
     unapplied_defaults: tuple[str, ...]

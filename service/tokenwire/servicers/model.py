@@ -35,7 +35,7 @@ def describe(served: Served) -> model_service_pb2.Model:
     return convert.model_of(
         info,
         special_tokens=special_tokens,
-        has_chat_template=served.text.has_chat_template,
+        chat_template_names=served.text.chat_template_names,
         default_config=_default_config(served),
         limits=convert.limits_of(
             bounds.limits, max_sequence_tokens=bounds.max_sequence_tokens, max_running=served.max_running

@@ -17,6 +17,7 @@ from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2
 from tokenwire.validation import Violations
+from tokenwire.validation_chat import check_conversation
 from tokenwire.validation_settings import (
     Output,
     Resolved,
@@ -126,7 +127,7 @@ async def prepare_chat(
     served.text.check_chat_template()
     violations = Violations()
     if request.HasField("conversation"):
-        validation.check_conversation(request.conversation, served.bounds, violations)
+        check_conversation(request.conversation, served.bounds, violations)
     else:
         violations.add("conversation", "must be set", None)
     shape = _shape_of(request, is_streaming=is_streaming)
