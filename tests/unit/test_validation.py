@@ -114,6 +114,14 @@ IDS = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=3).map(tuple)
         stop_token_ids=IDS,
         suppress_tokens=st.none() | IDS,
         logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-100, 100, width=32), max_size=3),
+        min_length=COUNTS,
+        top_h=FRACTIONS,
+        num_beams=st.none() | st.integers(0, 3),
+        num_return_sequences=st.none() | st.integers(0, 3),
+        guidance_scale=FRACTIONS,
+        prompt_lookup_num_tokens=st.none() | st.integers(0, 2),
+        forced_eos_token_ids=st.none() | IDS,
+        forced_bos_token_id=st.none() | st.integers(0, VOCAB_SIZE - 1),
     )
 )
 def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: GenerationOverrides) -> None:

@@ -112,20 +112,22 @@ impl Aligner {
 
     /// Gives the tokens of a group their parts of `text[start..end]`.
     fn divide(&self, group: &[Pending], start: usize, end: usize, aligned: &mut Vec<AlignedToken>) {
+        let text = &self.text.as_bytes()[start..end];
         let bytes: Option<Vec<&[u8]>> = group.iter().map(|pending| pending.bytes.as_deref()).collect();
-        let are_the_text = bytes.is_some_and(|bytes| bytes.concat() == self.text.as_bytes()[start..end]);
-        let mut at = start;
+        let bytes = bytes.map(|bytes| bytes.concat());
+        // What is before the bytes was held back until they came, say a space that a decoder strips off the end.
+        let held = bytes.filter(|bytes| group.len() > 1 && text.ends_with(bytes)).map(|bytes| text.len() - bytes.len());
+        let mut at = start + held.unwrap_or(0);
         for (index, pending) in group.iter().enumerate() {
-            let from = at;
+            let from = if index == 0 { start } else { at };
             if index + 1 == group.len() {
                 at = end;
-            } else if let Some(bytes) = pending.bytes.as_ref().filter(|_| are_the_text) {
+            } else if let (Some(bytes), Some(_)) = (&pending.bytes, held) {
                 at += bytes.len();
             }
             let part = &self.text.as_bytes()[from..at];
-            // A token that ends with text that stays is what became of it, say without a space that a decoder strips.
             let bytes = match &pending.bytes {
-                Some(bytes) if group.len() > 1 || has_replacement(part) => bytes.clone(),
+                Some(bytes) if held.is_none() && (group.len() > 1 || has_replacement(part)) => bytes.clone(),
                 _ => part.to_vec(),
             };
             aligned.push(AlignedToken { id: pending.id, bytes, start: self.base + from, end: self.base + at });
