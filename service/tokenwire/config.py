@@ -87,6 +87,8 @@ class ModelConfig:
     """Type of the arithmetic on 4-bit weights. auto: the dtype."""
     skip_modules: Annotated[tuple[str, ...], Parameter(group=_MODEL, negative=(), show_default=False)] = ()
     """Names of modules left unquantized. Default: those that transformers leaves out (the output head)."""
+    draft_model: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
+    """Folder, GGUF file or hub id of a smaller model with the same tokenizer, that proposes tokens to verify."""
 
 
 @Parameter(name="*")
@@ -108,8 +110,12 @@ class EngineConfig:
     """Most tokens of prompt and answer together. Default: what the model was trained for."""
     threads: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """CPU threads of the forward pass. Default: the cores this process may use."""
+    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=Number(gte=0, lte=64))] = 5
+    """Tokens that the draft model proposes per step, where a request does not say; 0: only requests that say so."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
+    forward_kernels: Annotated[Literal["auto", "off"], Parameter(group=_ENGINE)] = "auto"
+    """auto: tokenwire's kernels for nf4 and fp4 layers in float32 on the CPU. off: bitsandbytes, for comparison."""
 
     @property
     def kv_cache_bytes(self) -> int | None:

@@ -95,9 +95,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     unapplied_defaults: tuple[str, ...]
     """Settings of generation_config.json that are not served, as name=value."""
     draft_model: str = ""
-    """Id of the draft model that proposes tokens; empty where there is none."""
+    """Id of the draft model; empty where there is none."""
     num_assistant_tokens: int = 0
-    """Tokens per step that it proposes where nobody says; 0 without one."""
+    """What it proposes per step for a request that does not say; 0 where there is none."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

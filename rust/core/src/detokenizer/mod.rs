@@ -28,6 +28,7 @@ use std::sync::Arc;
 /// Held back is only what a later token may change: at most three bytes of an unfinished character; a valid run of
 /// byte-fallback tokens, because one bad byte turns the whole run into U+FFFD; the end that a decoder strips or
 /// replaces. Ids outside the vocabulary (a model's padded rows) give no text, as in transformers.
+#[derive(Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
