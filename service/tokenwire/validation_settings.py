@@ -243,6 +243,11 @@ def _resolve(overrides: GenerationOverrides, bounds: Bounds, shape: Shape) -> Re
 def _range_violations(overrides: GenerationOverrides, info: ModelInfo) -> Iterator[Violation]:
     # A length that follows from the prompt is judged once the prompt is tokenized.
     for violation in out_of_range(overrides, vocab_size=info.vocab_size, max_new_tokens=info.context_length):
-        name, bracket, index = violation.field.partition("[")
-        path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
-        yield Violation(path, violation.rule, shorten(Verbatim(violation.value)))
+        yield Violation(path_of(violation.field), violation.rule, shorten(Verbatim(violation.value)))
+
+
+def path_of(field: str) -> str:
+    """Path in the request of what ranges call ``field``: ``bad_words_ids[1][0]`` is the first id of a sequence."""
+    name, bracket, index = field.partition("[")
+    index = index.replace("][", "].ids[")
+    return f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"

@@ -238,3 +238,22 @@ def test_output_defaults() -> None:
         "token_details": True,
     }
     assert validation_settings.output_of(generation_pb2.OutputOptions(**changes)) == Output(**changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ("top_p", "top_p"),
+        ("logit_bias[7]", "logit_bias[7]"),
+        ("stop_token_ids[1]", "stop_token_ids[1]"),
+        ("stop_strings[1]", "stop_strings.values[1]"),
+        ("eos_token_id[0]", "eos_token_id.ids[0]"),
+        ("bad_words_ids[1]", "bad_words_ids.sequences[1]"),
+        ("bad_words_ids[1][0]", "bad_words_ids.sequences[1].ids[0]"),
+        ("sequence_bias[2].bias", "sequence_bias.entries[2].bias"),
+        ("sequence_bias[2][1]", "sequence_bias.entries[2].ids[1]"),
+        ("exponential_decay_length_penalty.decay_factor", "exponential_decay_length_penalty.decay_factor"),
+    ],
+)
+def test_paths_are_those_of_the_request(field: str, path: str) -> None:
+    assert validation_settings.path_of(field) == f"generation_config.{path}"
