@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Aligner",
     "BeamAnswer",
     "BeamSearch",
     "BeamStep",
@@ -117,6 +118,24 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What is held back. Nothing may be pushed afterwards."""
+
+@final
+class Aligner:
+    """Which bytes of a sequence's text each of its tokens gave.
+
+    The ranges follow one another without gap or overlap and cover ``Tokenizer.decode`` of all ids. Tokens that share a
+    character divide it by their bytes; U+FFFD belongs to the token that began what it stands for.
+    """
+
+    def __new__(cls, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Self: ...
+    def push(self, token_id: int) -> list[tuple[int, bytes, int, int]]:
+        """Take the next token. Those whose end became certain: id, bytes, and half-open byte range in the text.
+
+        A token that is skipped, or unknown, has no bytes and an empty range.
+        """
+
+    def finish(self) -> list[tuple[int, bytes, int, int]]:
+        """The rest. Nothing may be pushed afterwards."""
 
 @final
 class RenderedChat:
