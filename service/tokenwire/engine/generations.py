@@ -47,6 +47,7 @@ def generation_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Submi
             stopping,
             sequence_index=submit.sequence_index,
             skip_special_tokens=settings.skip_special_tokens,
+            healed_token_id=tokenizer.token_to_id(settings.healed_prefix) if settings.healed_prefix else None,
         )
 
     return make_generation

@@ -15,6 +15,7 @@
 pub mod candidates;
 mod constraints;
 mod filters;
+pub mod healing;
 pub mod history;
 pub mod kernels;
 pub mod logprobs;
@@ -82,6 +83,11 @@ impl Pipeline {
             processors: PROCESSORS.iter().filter_map(|make| make(settings)).collect(),
             warpers: warpers.iter().filter_map(|make| make(settings)).collect(),
         }
+    }
+
+    /// Puts a processor in front of the others.
+    pub fn prepend(&mut self, processor: Box<dyn Processor>) {
+        self.processors.insert(0, processor);
     }
 
     /// Whether [`Pipeline::process`] would change anything.
