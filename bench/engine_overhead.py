@@ -39,13 +39,21 @@ class NoModel:
     block_size = BLOCK_SIZE
     max_prefill_rows = None
     supports_chunked_prefill = True
+    shares_blocks = True
+    supports_drafts = True
 
     def __init__(self, rows: int, num_blocks: int) -> None:
         self.num_blocks = num_blocks
         self._logits = np.random.default_rng(0).standard_normal((rows, VOCAB), dtype=np.float32)
 
     def forward(self, batch: ForwardBatch) -> NDArray[np.float32]:
-        return self._logits[: sum(batch.wants_logits)]
+        return self._logits[: sum(batch.num_logits)]
+
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        pass
+
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        pass
 
     def release(self, sequence_ids: list[int]) -> None:
         pass

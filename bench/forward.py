@@ -4,16 +4,23 @@
 
 Decode: `transformers.generate(do_sample=False)`, timed from its first to its last token, against the runner driven by a
 loop that takes the argmax. Prefill: one pass over one prompt, logits of the last token only on both sides. Prints one
-Markdown table of medians; only ratios of one run mean anything on a shared machine.
+Markdown table of medians; only ratios of one run mean anything on a shared machine. Both sides share the process, and
+with it the engine's setting of OpenMP's idle threads.
 """
+# ruff: noqa: E402 - the setting must come before torch
 
 import argparse
 import statistics
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tokenwire.model.threads import keep_openmp_spin_short
+
+keep_openmp_spin_short()
 
 import numpy as np
 import torch
@@ -21,10 +28,12 @@ from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteri
 
 from bench import report
 from bench.service import GGUF
+from tokenwire._native import Linear4Bit, ThreadPool
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.model import gguf
 from tokenwire.model.batch import ForwardBatch, Runner
 from tokenwire.model.loader import load
+from tokenwire.model.memory import usable_cores
 from tokenwire.model.quantization import bitsandbytes_config
 from tokenwire.model.runner import make_runner
 
@@ -108,10 +117,11 @@ def our_prefill(runner: Runner, prompt: np.ndarray) -> float:
 
 
 def run_format(path: Path, quantize: Any, arguments: argparse.Namespace) -> list[Contest]:
-    engine = EngineConfig(kv_cache_memory="512MiB", threads=arguments.threads)
+    engine = EngineConfig(kv_cache_memory="512MiB", threads=arguments.threads, forward_kernels=arguments.kernels)
     config = ModelConfig(model=str(path), device="cpu", quantize=quantize)
     loaded = load(config, engine, progress=lambda _: None)
-    runner = make_runner(loaded, engine, lambda _: None)
+    pool = ThreadPool(threads=engine.threads or usable_cores())
+    runner = make_runner(loaded, engine, lambda _: None, make_kernel=partial(Linear4Bit, pool=pool))
     print(f"{loaded.architecture} {quantize}: {runner.forward_path} ({runner.forward_path_reason})", file=sys.stderr)
     folder = gguf.converted(path, lambda _: None) if path.is_file() else path
     quantization_config = bitsandbytes_config(config, torch.float32)
@@ -159,6 +169,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--kernels", default="auto", choices=["auto", "off"])
     arguments = parser.parse_args()
     contests = [
         contest for quantize in arguments.formats for contest in run_format(arguments.model, quantize, arguments)

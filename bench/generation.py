@@ -120,6 +120,8 @@ async def compare(address: str, peer: Peer, rounds: int, mixed_rounds: int) -> I
     async with grpc.aio.insecure_channel(address) as channel:
         stub = pb_grpc.GenerationServiceStub(channel)
         for name, jobs, limit, count in cases:
+            if not count:
+                continue
             tokens = sum(len(job.prompt) if job.max_new_tokens == 1 else job.max_new_tokens for job in jobs)
             if len(jobs) <= 16:
                 await in_flight(stub, [Job(job.prompt, min(job.max_new_tokens, 4)) for job in jobs], limit)
@@ -138,7 +140,7 @@ def main(argv: list[str] | None = None) -> str:
     """Measure fp32 and NF4 and return the Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--mixed-rounds", type=int, default=1)
+    parser.add_argument("--mixed-rounds", type=int, default=1, help="0 leaves the mixed load out")
     parser.add_argument("--quantize", nargs="*", default=["none", "nf4"])
     options = parser.parse_args(argv)
     rows = []

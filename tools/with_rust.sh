@@ -12,7 +12,7 @@ if ! command -v cargo >/dev/null; then
     mkdir -p "$home"
     if ! "$python" -m puccinialin --location "$home" --info-json "$home/env.json" >&2; then
       rm -f "$home/env.json"
-      echo "tokenwire: Rust could not be fetched; install it (1.88 or newer) from your system or https://rustup.rs and try again" >&2
+      echo "tokenwire: Rust could not be fetched; install it (1.89 or newer) from your system or https://rustup.rs and try again" >&2
       exit 1
     fi
   fi

@@ -1,4 +1,4 @@
-"""Text, logits and sampling in Rust.
+"""Text, logits, sampling and kernels of the forward pass in Rust.
 
 Token ids cross as int64 arrays, logits as C-contiguous float32 (or bfloat16 bits in uint16) ``[rows, vocab]`` on the
 CPU. Every call that works releases the GIL. No call panics across the border: a bug surfaces as ``RuntimeError``.
@@ -11,20 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Aligner",
+    "BeamAnswer",
+    "BeamSearch",
+    "BeamStep",
     "ChatTemplate",
     "Detokenizer",
     "Emission",
     "Generation",
     "InvalidParametersError",
+    "Linear4Bit",
     "Padded",
+    "PromptLookup",
     "RenderedChat",
     "Sampler",
     "SamplingParams",
     "StoppingParams",
     "TemplateError",
+    "ThreadPool",
     "Tokenizer",
     "TokenizerError",
     "__version__",
+    "kernel_levels",
     "pad",
 ]
 
@@ -116,6 +124,24 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What is held back. Nothing may be pushed afterwards."""
+
+@final
+class Aligner:
+    """Which bytes of a sequence's text each of its tokens gave.
+
+    The ranges follow one another without gap or overlap and cover ``Tokenizer.decode`` of all ids. Tokens that share a
+    character divide it by their bytes; U+FFFD belongs to the token that began what it stands for.
+    """
+
+    def __new__(cls, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Self: ...
+    def push(self, token_id: int) -> list[tuple[int, bytes, int, int]]:
+        """Take the next token. Those whose end became certain: id, bytes, and half-open byte range in the text.
+
+        A token that is skipped, or unknown, has no bytes and an empty range.
+        """
+
+    def finish(self) -> list[tuple[int, bytes, int, int]]:
+        """The rest. Nothing may be pushed afterwards."""
 
 @final
 class RenderedChat:
@@ -244,6 +270,12 @@ class Generation:
 
     @property
     def is_finished(self) -> bool: ...
+    def end(self) -> Emission:
+        """End the sequence before its next token.
+
+        The emission has no token, all text that was held back, and ``stop_string`` as its reason where that text
+        completes one. Raises ValueError when the generation is finished.
+        """
 
 @final
 class Emission:
@@ -266,6 +298,13 @@ class Emission:
     @property
     def logprob(self) -> float | None:
         """Natural log probability of the chosen token, when asked for."""
+
+    @property
+    def rank(self) -> int | None:
+        """Place of the chosen token by probability, from 1, when log probabilities are asked for.
+
+        Among equals, tokens that a processor removed included, the lower id comes first.
+        """
 
     @property
     def top_logprobs(self) -> list[tuple[int, float]]:
@@ -294,6 +333,34 @@ class Sampler:
         ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
         """
 
+    def verify(
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        generations: Sequence[Generation],
+        drafts: Sequence[Sequence[int]],
+    ) -> list[list[Emission]]:
+        """Like ``step`` for sequences that bring guesses of their next tokens; several tokens where these come true.
+
+        ``drafts``: as many as generations, each perhaps empty. ``logits``: as for ``step``, but with a row behind each
+        sequence's last token and one behind each of its guesses, ``[sum of len(draft) + 1, vocab]``. Returns for each
+        sequence its emissions, from 1 to ``len(draft) + 1``: every token is chosen exactly as ``step`` would choose it,
+        so the answer is the same with guesses and without, greedy or drawn with the same seed (a coupling, and so also
+        exact in distribution, as rejection sampling is: a guess d is accepted with probability p(d)). The turn ends
+        with the first token that is not the guess, and with the sequence.
+        """
+
+    def logprobs_of(
+        self, logits: NDArray[np.float32] | NDArray[np.uint16], token_ids: Iterable[int] | NDArray[np.int64], count: int
+    ) -> list[tuple[float, int, list[tuple[int, float]]]]:
+        """Log probabilities of tokens that were given, not chosen, from the logits as they are.
+
+        For each row of ``logits`` ``[len(token_ids), vocab]`` that of the token that followed it, its rank from 1, and
+        the ``count`` most likely tokens with theirs, best first.
+
+        Raises ValueError on a shape mismatch, on a token outside the vocabulary, and where a row holds NaN or nothing
+        above -infinity.
+        """
+
     def processed_logits(
         self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
     ) -> NDArray[np.float32]:
@@ -302,3 +369,159 @@ class Sampler:
         ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
         on a shape mismatch and where ``step`` would give an Emission with ``error``.
         """
+
+@final
+class PromptLookup:
+    """Guesses of a sequence's next tokens: what followed the same n-gram earlier in it.
+
+    An index, kept up to date: a guess costs the same however long the sequence is.
+    """
+
+    def __new__(cls, token_ids: Iterable[int] | NDArray[np.int64], *, max_ngram: int) -> Self:
+        """Start behind ``token_ids``. ``max_ngram``: longest n-gram that is looked for.
+
+        Raises InvalidParametersError below 1.
+        """
+
+    def extend(self, token_ids: Iterable[int] | NDArray[np.int64]) -> None:
+        """Append tokens."""
+
+    def guess(self, count: int, *, ends: Iterable[int] = ()) -> list[int]:
+        """At most ``count`` tokens that came next before, up to the first of ``ends``; empty where nothing matches.
+
+        They followed the first occurrence of the longest n-gram that ends the sequence and occurred earlier in it.
+        Equal to transformers' ``PromptLookupCandidateGenerator`` without logits processors.
+        """
+
+    def __len__(self) -> int: ...
+
+def kernel_levels() -> list[str]:
+    """Names of the levels of vector instructions that this CPU has, from the least to the best."""
+
+@final
+class ThreadPool:
+    """Threads that the kernels share, for many short calls one after another. Frozen.
+
+    A thread that finds no call looks out for the next one for a fraction of a millisecond, then sleeps.
+    """
+
+    def __new__(cls, *, threads: int) -> Self:
+        """``threads``: of one call, the caller's included. Raises InvalidParametersError below 1."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of one call; fewer than asked for where the system refused some."""
+
+@final
+class Linear4Bit:
+    """A linear layer with NF4 or FP4 weights, repacked for the CPU. Frozen; computes in float32.
+
+    A row's result is the same bits whichever rows it is computed with.
+    """
+
+    def __new__(
+        cls,
+        packed: NDArray[np.uint8],
+        absmax: NDArray[np.float32],
+        code: NDArray[np.float32],
+        *,
+        block_size: int,
+        in_features: int,
+        out_features: int,
+        pool: ThreadPool,
+        bias: NDArray[np.float32] | None = None,
+        level: str | None = None,
+    ) -> Self:
+        """Copy weights as bitsandbytes stores them. Arrays are one-dimensional and C-contiguous.
+
+        ``packed``: two codes a byte, the first in the high half, of the flattened ``[out_features, in_features]``.
+        ``absmax``: one scale for each ``block_size`` codes of it. ``code``: the numbers of the 16 codes. ``level``: one
+        of ``kernel_levels()``, default the best. ``in_features`` and ``block_size`` are multiples of 64. Raises
+        ValueError.
+        """
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    def forward(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write ``x W^T + bias`` to ``out``: C-contiguous ``[rows, in_features]`` and ``[rows, out_features]``.
+
+        They do not overlap. Raises ValueError on a shape mismatch.
+        """
+
+class BeamSearch:
+    """The state of one beam search or, with ``do_sample``, of one beam sampling, equal to transformers'."""
+
+    def __new__(
+        cls,
+        tokenizer: Tokenizer,
+        prompt_ids: Iterable[int] | NDArray[np.int64],
+        sampling: SamplingParams,
+        stopping: StoppingParams,
+        *,
+        num_beams: int,
+        num_return_sequences: int = 1,
+        length_penalty: float = 1.0,
+        early_stopping: Literal["false", "true", "never"] = "false",
+        sequence_index: int = 0,
+        skip_special_tokens: bool = True,
+    ) -> Self:
+        """``num_beams``: at least 2. Raises InvalidParametersError with every violation."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the last step was taken."""
+
+    def step(self, logits: NDArray[np.float32] | NDArray[np.uint16], *, is_last: bool = False) -> BeamStep:
+        """Take the logits behind all beams, as ``Sampler.step`` takes them.
+
+        ``[1, vocab]`` behind the prompt, ``[num_beams, vocab]`` from then on. With ``is_last`` the search ends with
+        this step, whose tokens count. Raises ValueError on a shape mismatch and when the search is over.
+        """
+
+@final
+class BeamStep:
+    """What one step gave a beam search: parents and tokens, or answers, or an error. Frozen."""
+
+    @property
+    def parents(self) -> list[int]:
+        """For each next beam the beam that it continues (0 behind the prompt); empty when the search is over."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """For each next beam its new token."""
+
+    @property
+    def answers(self) -> list[BeamAnswer]:
+        """The returned sequences, best first, when the search is over."""
+
+    @property
+    def error(self) -> str | None:
+        """Why the search failed: NaN in the logits, no token allowed, or a bug. It is over."""
+
+@final
+class BeamAnswer:
+    """One returned sequence of a beam search. Frozen."""
+
+    @property
+    def token_ids(self) -> list[int]:
+        """Generated tokens, the ending one included."""
+
+    @property
+    def text(self) -> str:
+        """Their text, up to the stop string that matched."""
+
+    @property
+    def finish_reason(self) -> Literal["eos", "length", "stop_string", "stop_token"] | None:
+        """None: because of ``is_last``."""
+
+    @property
+    def stop_string(self) -> str | None: ...
+    @property
+    def stop_token_id(self) -> int | None: ...
+    @property
+    def score(self) -> float:
+        """Summed log probability over length ** length_penalty: transformers' ``sequences_scores``."""

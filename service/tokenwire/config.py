@@ -87,6 +87,8 @@ class ModelConfig:
     """Type of the arithmetic on 4-bit weights. auto: the dtype."""
     skip_modules: Annotated[tuple[str, ...], Parameter(group=_MODEL, negative=(), show_default=False)] = ()
     """Names of modules left unquantized. Default: those that transformers leaves out (the output head)."""
+    draft_model: Annotated[str | None, Parameter(group=_MODEL, validator=_is_not_empty)] = None
+    """Folder, GGUF file or hub id of a smaller model with the same tokenizer, that proposes tokens to verify."""
 
 
 @Parameter(name="*")
@@ -108,8 +110,12 @@ class EngineConfig:
     """Most tokens of prompt and answer together. Default: what the model was trained for."""
     threads: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """CPU threads of the forward pass. Default: the cores this process may use."""
+    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=Number(gte=0, lte=64))] = 5
+    """Tokens that the draft model proposes per step, where a request does not say; 0: only requests that say so."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
+    forward_kernels: Annotated[Literal["auto", "off"], Parameter(group=_ENGINE)] = "auto"
+    """auto: tokenwire's kernels for nf4 and fp4 layers in float32 on the CPU. off: bitsandbytes, for comparison."""
 
     @property
     def kv_cache_bytes(self) -> int | None:
@@ -148,11 +154,17 @@ class LimitsConfig:
     max_stop_string_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 256
     """UTF-8 bytes of one stop string."""
     max_token_ids: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
-    """Ids in stop_token_ids, eos_token_id or suppress_tokens."""
+    """Ids in one list of token ids, or in all sequences of bad_words_ids or sequence_bias together."""
+    max_token_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 1024
+    """Sequences in bad_words_ids or sequence_bias."""
     max_logit_bias: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Entries of logit_bias."""
     max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 20
-    """Most likely tokens whose log probabilities may be asked for."""
+    """Most likely tokens whose log probabilities may be asked for, of the answer or of the prompt."""
+    max_return_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
+    """Largest num_return_sequences."""
+    max_beams: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
+    """Largest num_beams; never more than max_running, since all beams advance together."""
     max_messages: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1024
     """Messages in one conversation."""
     max_tools: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128

@@ -1,14 +1,12 @@
 """Every rule about requests, checked before any work; all violations of a request are reported at once.
 
-Ranges of sampling and stopping parameters live in Rust (asked by ``engine.ranges``), the rules between settings in
-``engine.settings.resolve``; this module adds presence, sizes, counts and everything about prompts; `validation_chat`
-has the rules of conversations.
-Counts and sizes come first: a list that is too long is not looked at element by element.
+Prompts are judged here, conversations by `validation_chat`, settings by `validation_settings`. Counts and sizes come
+first: a list that is too long is not looked at element by element.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import Message
@@ -16,23 +14,14 @@ from numpy.typing import NDArray
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
-from tokenwire.engine.ranges import out_of_range
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, Note, Resolution, resolve
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
-from tokenwire.v1 import generation_pb2, generation_service_pb2
+from tokenwire.v1 import generation_service_pb2
 
 MIN_TEXT_BYTES = 64 * 1024
 """Text that is tokenized however small the context is, where its tokens are asked for or cannot be bounded."""
 
 MAX_REPORTED_ELEMENTS = 8
 """Bad elements of one list that are reported; the rest would only repeat the rule."""
-
-_CONFIG = "generation_config"
-_LIST_PATHS = {
-    "eos_token_id": "eos_token_id.ids",
-    "suppress_tokens": "suppress_tokens.ids",
-    "stop_strings": "stop_strings.values",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,23 +43,6 @@ class Bounds:
     def capacity_name(self) -> str:
         """What sets ``max_sequence_tokens``, for error texts."""
         return "KV cache" if self.info.kv_token_capacity < self.info.context_length else "context"
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """OutputOptions with defaults filled in."""
-
-    logprobs: int | None
-    processed_logprobs: bool
-    skip_special_tokens: bool
-
-
-class Resolved(NamedTuple):
-    """Settings in force for one sequence, and what is to be said about them."""
-
-    settings: GenerationSettings
-    notes: tuple[Note, ...]
-    length_is_default: bool
 
 
 class Violations:
@@ -124,15 +96,6 @@ def check_model(model: str, info: ModelInfo) -> None:
 def flag(message: Message, name: str) -> bool:
     """Value of an optional bool whose default is true."""
     return bool(getattr(message, name)) if message.HasField(name) else True
-
-
-def output_of(output: generation_pb2.OutputOptions) -> Output:
-    """The options with their defaults."""
-    return Output(
-        logprobs=output.logprobs if output.HasField("logprobs") else None,
-        processed_logprobs=output.processed_logprobs,
-        skip_special_tokens=flag(output, "skip_special_tokens"),
-    )
 
 
 def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violations: Violations, path: str) -> None:
@@ -209,79 +172,8 @@ def within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Vio
     return False
 
 
-def check_sizes(
-    config: generation_pb2.GenerationConfig, output: Output, limits: LimitsConfig, violations: Violations
-) -> bool:
-    """Check counts and lengths, on the message. False where something is too long to be copied and looked into."""
-    stop_strings = config.stop_strings.values
-    path = f"{_CONFIG}.stop_strings.values"
-    fits = within(stop_strings, limits.max_stop_strings, violations, path, "strings")
-    if fits:
-        for index, text in enumerate(stop_strings):
-            size = len(text.encode())
-            if size > limits.max_stop_string_bytes:
-                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
-                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
-                fits = False
-    for ids, name in (
-        (config.eos_token_id.ids, "eos_token_id.ids"),
-        (config.stop_token_ids, "stop_token_ids"),
-        (config.suppress_tokens.ids, "suppress_tokens.ids"),
-    ):
-        fits = within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
-    bias = config.logit_bias
-    fits = within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
-    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
-        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
-    return fits
-
-
-def check_generation(
-    overrides: GenerationOverrides, output: Output, bounds: Bounds, violations: Violations, *, prompt_tokens: int = 1
-) -> None:
-    """Check the settings of a request that passed ``check_sizes``: ranges, and the rules between them.
-
-    ``prompt_tokens``: how many the prompt has, or at least has.
-    """
-    violations.extend(_range_violations(overrides, bounds.info))
-    suppressed = overrides.suppress_tokens or ()
-    if len(suppressed) >= bounds.info.vocab_size and len(set(suppressed)) >= bounds.info.vocab_size:
-        violations.add(f"{_CONFIG}.suppress_tokens.ids", "must leave a token to generate", Verbatim("the vocabulary"))
-    resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
-    violations.extend(resolution.violations)
-
-
 def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
     """Check how many prompts a batch has."""
     if not 1 <= count <= bounds.limits.max_batch_size:
         rule = f"must have 1 to {bounds.limits.max_batch_size} prompts"
         violations.add(path, rule, Verbatim(f"{count} prompts"))
-
-
-def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolved:
-    """The settings in force for a prompt of this length. Raises InvalidRequestError."""
-    resolution = _resolve(overrides, output, bounds, prompt_tokens)
-    if resolution.settings is None:
-        raise InvalidRequestError(list(resolution.violations))
-    return Resolved(resolution.settings, resolution.notes, resolution.length_is_default)
-
-
-def _resolve(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolution:
-    return resolve(
-        overrides,
-        bounds.info.defaults,
-        prompt_tokens=prompt_tokens,
-        context_length=bounds.max_sequence_tokens,
-        vocab_size=bounds.info.vocab_size,
-        logprobs=output.logprobs,
-        processed_logprobs=output.processed_logprobs,
-        skip_special_tokens=output.skip_special_tokens,
-    )
-
-
-def _range_violations(overrides: GenerationOverrides, info: ModelInfo) -> Iterator[Violation]:
-    # A length that follows from the prompt is judged once the prompt is tokenized.
-    for violation in out_of_range(overrides, vocab_size=info.vocab_size, max_new_tokens=info.context_length):
-        name, bracket, index = violation.field.partition("[")
-        path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
-        yield Violation(path, violation.rule, shorten(Verbatim(violation.value)))

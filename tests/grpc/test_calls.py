@@ -214,7 +214,7 @@ async def test_default_length_is_pointed_out_only_where_it_cut(
 
 async def test_settings_without_effect_are_pointed_out(service: Service, engine: FakeEngine) -> None:
     engine.script = say("x")
-    start = (await service.generation.Generate(generate_request(seed=7))).start
+    start = (await service.generation.Generate(generate_request("<|im_start|>", seed=7))).start
     assert [warning.code for warning in start.warnings] == ["seed_without_effect"]
 
 
@@ -224,6 +224,8 @@ async def test_settings_without_effect_are_pointed_out(service: Service, engine:
         ("length", generation_pb2.FINISH_REASON_LENGTH),
         ("stop_string", generation_pb2.FINISH_REASON_STOP_STRING),
         ("stop_token", generation_pb2.FINISH_REASON_STOP_TOKEN),
+        ("max_time", generation_pb2.FINISH_REASON_MAX_TIME),
+        ("deadline", generation_pb2.FINISH_REASON_DEADLINE),
     ],
 )
 async def test_finish_reasons(service: Service, engine: FakeEngine, reason: str, expected: int) -> None:

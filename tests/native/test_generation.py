@@ -56,6 +56,26 @@ def test_a_stop_string_never_matches_across_the_prompt() -> None:
     assert (emission.text, emission.finish_reason) == ("op", "length")
 
 
+@pytest.mark.parametrize(
+    ("words", "stops", "text", "matched"),
+    [(["a", "s", "to"], ["stop"], "asto", None), (["a", "é"], ["stop"], "aé", None), ([], ["stop"], "", None)],
+)
+def test_an_early_end_releases_what_is_held_back(
+    words: list[str], stops: list[str], text: str, matched: str | None
+) -> None:
+    generation = make_generation(stopping={"stop_strings": stops})
+    emissions = run(generation, words)
+    end = generation.end()
+    assert text_of(emissions) + end.text == text
+    assert (end.token_id, end.stop_string, end.error) == (-1, matched, "the sequence was ended")
+    assert end.finish_reason == ("stop_string" if matched else None)
+    assert generation.is_finished
+    with pytest.raises(ValueError, match="finished"):
+        generation.end()
+    with pytest.raises(ValueError, match="finished"):
+        _native.Sampler().step(forcing(token("a")), [generation])
+
+
 def test_text_that_may_become_a_match_is_held_back_and_released() -> None:
     emissions = run(make_generation(stopping={"stop_strings": ["stop"]}), ["a", "s", "to", "b"])
     assert [emission.text for emission in emissions] == ["a", "", "", "stob"]

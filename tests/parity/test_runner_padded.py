@@ -28,7 +28,7 @@ def forward(runner: Any, rows: list[Sequence]) -> None:
             token_ids=pending,
             num_computed_tokens=[row.computed for row in rows],
             block_tables=[[] for _ in rows],
-            wants_logits=[True] * len(rows),
+            num_logits=[1] * len(rows),
         )
     )
     for row, new, values in zip(rows, pending, logits, strict=True):

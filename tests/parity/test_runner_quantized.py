@@ -33,16 +33,19 @@ def reference(folder: Path, settings: dict[str, Any]) -> Any:
     ],
     ids=["nf4", "nf4-double", "fp4"],
 )
-@pytest.mark.parametrize("family", ["llama", "gemma2", "falcon"])
+@pytest.mark.parametrize("kernels", ["auto", "off"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "bloom"])
 def test_4bit_equals_transformers(
-    family: str, model: dict[str, Any], settings: dict[str, Any], checkpoint: Callable[[str], Path]
+    family: str, kernels: str, model: dict[str, Any], settings: dict[str, Any], checkpoint: Callable[[str], Path]
 ) -> None:
     import torch
 
     folder = checkpoint(family)
-    loaded, runner = load_runner(folder, **model)
+    loaded, runner = load_runner(folder, engine={"forward_kernels": kernels}, **model)
     assert loaded.quantization == model["quantize"]
-    assert runner.forward_path == ("padded" if family == "falcon" else "paged")
+    assert runner.forward_path == ("padded" if family == "bloom" else "paged")
+    assert ("4-bit linear layers on" in runner.forward_path_reason) == (kernels == "auto")
+    assert "bitsandbytes" not in runner.forward_path_reason
     peer = reference(folder, {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.float32} | settings)
     texts = prompts(LENGTHS)
     expected = [generate(peer, prompt, NEW_TOKENS) for prompt in texts]
@@ -76,6 +79,7 @@ def test_parameters_are_counted_unpacked(quantize: str, checkpoint: Callable[[st
 def test_skip_modules_stay_unquantized(checkpoint: Callable[[str], Path]) -> None:
     from bitsandbytes.nn import Linear4bit
 
-    loaded, _ = load_runner(checkpoint("llama"), quantize="nf4", skip_modules=("q_proj", "lm_head"))
+    unreplaced = {"forward_kernels": "off"}
+    loaded, _ = load_runner(checkpoint("llama"), quantize="nf4", skip_modules=("q_proj", "lm_head"), engine=unreplaced)
     quantized = {name.split(".")[-1] for name, module in loaded.model.named_modules() if isinstance(module, Linear4bit)}
     assert quantized == {"k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}

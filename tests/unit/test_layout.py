@@ -9,7 +9,7 @@ def test_arranged_model_gives_the_same_logits(bias: bool, tied: bool) -> None:
     import torch
     from transformers import PhiConfig, PhiForCausalLM
 
-    from tokenwire.model.layout import BlockedHead, arrange_weights_inplace
+    from tokenwire.model.layout import PackedLinear, arrange_weights_inplace
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -19,8 +19,9 @@ def test_arranged_model_gives_the_same_logits(bias: bool, tied: bool) -> None:
     ids = torch.randint(0, 7001, (2, 9))
     with torch.inference_mode():
         before = model(ids).logits
-        arrange_weights_inplace(model)
-        assert isinstance(model.get_output_embeddings(), BlockedHead)
+        arrange_weights_inplace(model, lambda _: None)
+        assert isinstance(model.get_output_embeddings(), PackedLinear)
+        assert sum(isinstance(module, PackedLinear) for module in model.modules()) == 7
         after = model(ids).logits
         torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(ids, logits_to_keep=1).logits, before[:, -1:], atol=1e-5, rtol=1e-5)
@@ -34,6 +35,39 @@ def test_bfloat16_and_quantized_weights_are_left_alone() -> None:
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=7001, **sizes)).to(torch.bfloat16)
-    before = {name: parameter.stride() for name, parameter in model.named_parameters()}
-    arrange_weights_inplace(model)
-    assert {name: parameter.stride() for name, parameter in model.named_parameters()} == before
+    before = list(model.modules())
+    arrange_weights_inplace(model, lambda _: None)
+    assert list(model.modules()) == before
+
+
+def test_a_model_that_works_with_its_weights_gets_them_back() -> None:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tokenwire.model.layout import arrange_weights_inplace
+
+    class Direct(torch.nn.Module):
+        """Uses the weight of a linear layer without calling the layer."""
+
+        def __init__(self, linear: torch.nn.Linear) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return hidden @ self.linear.weight.t()
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=99, **sizes)).eval()
+    model.model.layers[1].mlp.up_proj = Direct(model.model.layers[1].mlp.up_proj)
+    weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    ids, lines = torch.randint(0, 99, (2, 9)), []
+    with torch.inference_mode():
+        before = model(ids).logits
+        arrange_weights_inplace(model, lines.append)
+        assert torch.equal(model(ids).logits, before)
+    assert len(lines) == 1
+    assert lines[0].startswith("linear layers stay unpacked: ")
+    after = dict(model.named_parameters())
+    assert weights.keys() == after.keys()
+    assert all(torch.equal(after[name], weight) for name, weight in weights.items())

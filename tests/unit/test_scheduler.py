@@ -7,17 +7,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from tokenwire.engine.block_manager import BlockManager
 from tokenwire.engine.protocol import Submit
-from tokenwire.engine.request import Request
+from tokenwire.engine.row import Row
 from tokenwire.engine.scheduler import Schedule, Scheduler
 from tokenwire.engine.settings import GenerationSettings
 
 
-def make_request(number: int, num_prompt: int, max_new_tokens: int = 8) -> Request[None]:
+def make_request(number: int, num_prompt: int, max_new_tokens: int = 8) -> Row[None]:
     settings = GenerationSettings(max_new_tokens=max_new_tokens)
-    return Request(Submit(number, [number % 7] * num_prompt, settings), None, 0.0)
+    submit = Submit(number, [number % 7] * num_prompt, settings)
+    return Row(number, submit, submit.prompt_ids, None, 0.0)
 
 
-def advance(scheduler: Scheduler[None], schedule: Schedule[None]) -> list[Request[None]]:
+def advance(scheduler: Scheduler[None], schedule: Schedule[None]) -> list[Row[None]]:
     """What the engine does after a forward pass, with a model that never stops early; returns who finished."""
     finished = []
     for row in schedule.rows[: schedule.num_sampled]:
@@ -64,7 +65,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_prefill_rows=max_prefill_rows,
         )
         self.accepted = 0
-        self.alive: list[Request[None]] = []
+        self.alive: list[Row[None]] = []
         self.first_rows: list[int] = []
 
     @rule(num_prompt=st.integers(1, 40), max_new_tokens=st.integers(1, 20))

@@ -32,6 +32,9 @@ pub enum StepError {
     /// Its row of logits has no next token.
     #[error(transparent)]
     Row(#[from] RowError),
+    /// The sequence was ended before.
+    #[error("the sequence was ended")]
+    Ended,
     /// A panic: a bug in this crate or in one below.
     #[error("internal error while the next token was chosen")]
     Internal,
@@ -189,6 +192,16 @@ impl Generation {
         self.flush(&mut text);
         self.is_finished = true;
         Emission { token: Err(error.into()), text, finish: None, logprobs: None }
+    }
+
+    /// Ends the sequence before its next token and releases all text; the stop string that the end of it completes is
+    /// the reason to finish, if one does.
+    pub fn end(&mut self) -> Emission {
+        let mut text = String::new();
+        let matched = self.flush(&mut text);
+        self.is_finished = true;
+        let by_string = matched.and_then(|index| self.stopping.stop_strings.get(index).cloned());
+        Emission { token: Err(StepError::Ended), text, finish: by_string.map(FinishReason::StopString), logprobs: None }
     }
 
     /// Ends the sequence because its step panicked. Text held back is lost: what held it may be half changed.

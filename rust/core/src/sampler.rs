@@ -1,5 +1,11 @@
 //! One step for a whole batch: processors, choice, detokenization and stop checks, row by row.
 
+mod prompt;
+mod verify;
+
+pub use prompt::PromptError;
+pub use verify::Drafted;
+
 use crate::generation::{Emission, Generation};
 use crate::logits::candidates::{Buffers, Candidates, RowError};
 use crate::logits::kernels;
@@ -20,7 +26,7 @@ pub enum Logits<'a> {
 }
 
 impl<'a> Logits<'a> {
-    fn len(self) -> usize {
+    pub(crate) fn len(self) -> usize {
         match self {
             Self::F32(values) => values.len(),
             Self::Bf16(bits) => bits.len(),
@@ -28,7 +34,7 @@ impl<'a> Logits<'a> {
     }
 
     /// Rows `first..first + count`, each of `width`; empty where there are none.
-    fn rows(self, first: usize, count: usize, width: usize) -> Self {
+    pub(crate) fn rows(self, first: usize, count: usize, width: usize) -> Self {
         let range = first * width..(first + count) * width;
         match self {
             Self::F32(values) => Self::F32(values.get(range).unwrap_or_default()),
@@ -37,7 +43,7 @@ impl<'a> Logits<'a> {
     }
 
     /// As `f32`, widened into `buffer` if need be.
-    fn widened<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    pub(crate) fn widened<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
     where
         'a: 'b,
     {
@@ -176,6 +182,10 @@ fn check<'a>(
     if rows.checked_mul(width) != Some(logits.len()) {
         return Err(BatchError::Shape { count: logits.len(), rows, width });
     }
+    check_widths(width, generations)
+}
+
+fn check_widths<'a>(width: usize, generations: impl Iterator<Item = &'a Generation>) -> Result<(), BatchError> {
     for (index, generation) in generations.enumerate() {
         let vocab_size = generation.sampling().vocab_size;
         if vocab_size != width {
@@ -244,7 +254,7 @@ impl Worker {
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
-mod tests {
+pub(crate) mod tests {
     use super::{Logits, Sampler, THREADS_FROM};
     use crate::generation::{Emission, Generation, Place, StepError};
     use crate::params::{SamplingOptions, SamplingParams, StoppingOptions, StoppingParams};
@@ -253,7 +263,7 @@ mod tests {
     use std::sync::Arc;
 
     /// Generations of words, one per row, each with its own draws.
-    fn generations(rows: usize, width: usize) -> Vec<Generation> {
+    pub(crate) fn generations(rows: usize, width: usize) -> Vec<Generation> {
         let file = r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
         let tokenizer = Arc::new(Tokenizer::from_json(file).unwrap());
         let width = i64::try_from(width).unwrap();

@@ -101,7 +101,7 @@ fn child(nodes: &mut Vec<Node>, at: u32, byte: u8) -> u32 {
 }
 
 /// Looks for stop strings in text that arrives in pieces.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StopMatcher {
     strings: Arc<StopStrings>,
     state: u32,

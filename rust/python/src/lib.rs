@@ -1,7 +1,10 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
+mod beams;
+mod drafts;
 mod errors;
 mod ids;
+mod kernels;
 mod sampling;
 mod text;
 
@@ -12,5 +15,8 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     text::register(module)?;
-    sampling::register(module)
+    sampling::register(module)?;
+    kernels::register(module)?;
+    drafts::register(module)?;
+    beams::register(module)
 }

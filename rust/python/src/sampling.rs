@@ -13,12 +13,12 @@ use std::num::NonZero;
 use std::sync::Arc;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::generation::{self, FinishReason};
-use tokenwire_core::params::{self, SamplingOptions, StoppingOptions};
-use tokenwire_core::sampler::{self, Logits};
+use tokenwire_core::params::{self, SamplingOptions, StoppingOptions, checked_ids};
+use tokenwire_core::sampler::{self, Drafted, Logits};
 
 /// How to turn logits into a token.
 #[pyclass(frozen, module = "tokenwire._native")]
-struct SamplingParams(Arc<params::SamplingParams>);
+pub struct SamplingParams(pub Arc<params::SamplingParams>);
 
 #[pymethods]
 impl SamplingParams {
@@ -75,7 +75,7 @@ impl SamplingParams {
 
 /// When a sequence ends.
 #[pyclass(frozen, module = "tokenwire._native")]
-struct StoppingParams(Arc<params::StoppingParams>);
+pub struct StoppingParams(pub Arc<params::StoppingParams>);
 
 #[pymethods]
 impl StoppingParams {
@@ -159,6 +159,40 @@ impl Generation {
     fn is_finished(&self) -> bool {
         self.0.is_finished()
     }
+
+    fn end(&mut self, py: Python<'_>) -> PyResult<Emission> {
+        if self.0.is_finished() {
+            return Err(PyValueError::new_err("the generation is finished"));
+        }
+        let generation = &mut self.0;
+        guard(py, || Ok(generation.end())).map(Emission)
+    }
+}
+
+/// The name of a reason to finish.
+pub fn finish_reason(finish: Option<&FinishReason>) -> Option<&'static str> {
+    finish.map(|finish| match finish {
+        FinishReason::Eos(_) => "eos",
+        FinishReason::StopToken(_) => "stop_token",
+        FinishReason::StopString(_) => "stop_string",
+        FinishReason::Length => "length",
+    })
+}
+
+/// The stop string that matched.
+pub fn stop_string(finish: Option<&FinishReason>) -> Option<&str> {
+    match finish {
+        Some(FinishReason::StopString(string)) => Some(string),
+        _ => None,
+    }
+}
+
+/// The token that ended a sequence.
+pub fn stop_token_id(finish: Option<&FinishReason>) -> Option<u32> {
+    match finish {
+        Some(&(FinishReason::Eos(id) | FinishReason::StopToken(id))) => Some(id),
+        _ => None,
+    }
 }
 
 /// What one step gave one sequence.
@@ -179,33 +213,27 @@ impl Emission {
 
     #[getter]
     fn finish_reason(&self) -> Option<&'static str> {
-        self.0.finish.as_ref().map(|finish| match finish {
-            FinishReason::Eos(_) => "eos",
-            FinishReason::StopToken(_) => "stop_token",
-            FinishReason::StopString(_) => "stop_string",
-            FinishReason::Length => "length",
-        })
+        finish_reason(self.0.finish.as_ref())
     }
 
     #[getter]
     fn stop_string(&self) -> Option<&str> {
-        match &self.0.finish {
-            Some(FinishReason::StopString(string)) => Some(string),
-            _ => None,
-        }
+        stop_string(self.0.finish.as_ref())
     }
 
     #[getter]
     fn stop_token_id(&self) -> Option<u32> {
-        match self.0.finish {
-            Some(FinishReason::Eos(id) | FinishReason::StopToken(id)) => Some(id),
-            _ => None,
-        }
+        stop_token_id(self.0.finish.as_ref())
     }
 
     #[getter]
     fn logprob(&self) -> Option<f32> {
         self.0.logprobs.as_ref().map(|logprobs| logprobs.chosen)
+    }
+
+    #[getter]
+    fn rank(&self) -> Option<usize> {
+        self.0.logprobs.as_ref().map(|logprobs| logprobs.rank)
     }
 
     #[getter]
@@ -220,13 +248,13 @@ impl Emission {
 }
 
 /// Logits as an array with `D` dimensions, borrowed.
-enum LogitsArray<'py, D: ndarray::Dimension> {
+pub enum LogitsArray<'py, D: ndarray::Dimension> {
     F32(PyReadonlyArray<'py, f32, D>),
     Bf16(PyReadonlyArray<'py, u16, D>),
 }
 
 impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
-    fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+    pub fn new(object: &Bound<'py, PyAny>) -> PyResult<Self> {
         if let Ok(array) = object.extract::<PyReadonlyArray<'py, f32, D>>() {
             Ok(Self::F32(array))
         } else if let Ok(array) = object.extract::<PyReadonlyArray<'py, u16, D>>() {
@@ -239,7 +267,7 @@ impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
     }
 
     /// The shape, and the logits in C order.
-    fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
+    pub fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
         match self {
             Self::F32(array) => Ok((array.shape(), Logits::F32(contiguous(array)?))),
             Self::Bf16(array) => Ok((array.shape(), Logits::Bf16(contiguous(array)?))),
@@ -255,9 +283,23 @@ fn contiguous<'a, T: Element, D: ndarray::Dimension>(array: &'a PyReadonlyArray<
     }
 }
 
-fn value_error(error: impl Display) -> PyErr {
+pub fn value_error(error: impl Display) -> PyErr {
     PyValueError::new_err(error.to_string())
 }
+
+fn borrow_all<'py>(generations: &Bound<'py, PyAny>, count: usize) -> PyResult<Vec<PyRefMut<'py, Generation>>> {
+    let mut borrowed = Vec::with_capacity(count);
+    for (index, generation) in generations.try_iter()?.enumerate() {
+        let generation = generation?.cast_into::<Generation>()?;
+        borrowed.push(generation.try_borrow_mut().map_err(|_| {
+            PyValueError::new_err(format!("generation {index} occurs twice or is in use by another call"))
+        })?);
+    }
+    Ok(borrowed)
+}
+
+/// Log probability of a given token, its rank, and the most likely tokens with theirs.
+type GivenLogprobs = (f32, usize, Vec<(u32, f32)>);
 
 /// Processors, choice, detokenization and stop checks for a whole batch.
 #[pyclass(module = "tokenwire._native")]
@@ -288,13 +330,7 @@ impl Sampler {
     ) -> PyResult<Vec<Emission>> {
         let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
         let (shape, logits) = logits.view()?;
-        let mut borrowed = Vec::with_capacity(shape[0]);
-        for (index, generation) in generations.try_iter()?.enumerate() {
-            let generation = generation?.cast_into::<Generation>()?;
-            borrowed.push(generation.try_borrow_mut().map_err(|_| {
-                PyValueError::new_err(format!("generation {index} occurs twice or is in use by another call"))
-            })?);
-        }
+        let mut borrowed = borrow_all(generations, shape[0])?;
         if borrowed.len() != shape[0] {
             let message = format!("{} rows of logits for {} generations", shape[0], borrowed.len());
             return Err(PyValueError::new_err(message));
@@ -303,6 +339,47 @@ impl Sampler {
         let sampler = &mut self.0;
         let emissions = guard(py, || Ok(sampler.step(logits, shape[1], &mut generations)))?;
         Ok(emissions.map_err(value_error)?.into_iter().map(Emission).collect())
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn verify(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        generations: &Bound<'_, PyAny>,
+        drafts: Vec<Vec<u32>>,
+    ) -> PyResult<Vec<Vec<Emission>>> {
+        let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
+        let (shape, logits) = logits.view()?;
+        let mut borrowed = borrow_all(generations, drafts.len())?;
+        if borrowed.len() != drafts.len() {
+            let message = format!("{} drafts for {} generations", drafts.len(), borrowed.len());
+            return Err(PyValueError::new_err(message));
+        }
+        let pairs = borrowed.iter_mut().zip(&drafts);
+        let mut rows: Vec<_> =
+            pairs.map(|(generation, draft)| Drafted { generation: &mut generation.0, draft }).collect();
+        let sampler = &mut self.0;
+        let emissions = guard(py, || Ok(sampler.verify(logits, shape[1], &mut rows)))?;
+        let wrapped = emissions.map_err(value_error)?.into_iter();
+        Ok(wrapped.map(|row| row.into_iter().map(Emission).collect()).collect())
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn logprobs_of(
+        &mut self,
+        py: Python<'_>,
+        logits: &Bound<'_, PyAny>,
+        token_ids: Ids,
+        count: usize,
+    ) -> PyResult<Vec<GivenLogprobs>> {
+        let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
+        let (shape, logits) = logits.view()?;
+        let token_ids = checked_ids("token_ids", &token_ids.0, shape[1]).map_err(to_py)?;
+        let sampler = &mut self.0;
+        let logprobs = guard(py, || Ok(sampler.logprobs_of(logits, shape[1], &token_ids, count)))?;
+        let entries = logprobs.map_err(value_error)?.into_iter();
+        Ok(entries.map(|entry| (entry.chosen, entry.rank, entry.top)).collect())
     }
 
     fn processed_logits<'py>(

@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the server or the model failed; 2 the command line, a sett
 """
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Sequence
@@ -74,8 +75,10 @@ def _usage_error(error: CycloptsError) -> str:
         and error.argument is not None
         and error.argument.name in ("*", "--model")
     ):
+        # cyclopts looks for what is missing before it looks at what is wrong; a mistyped flag is the likelier cause.
+        unknown = f"{shlex.quote(error.unused_tokens[0])} is not a flag, and there is " if error.unused_tokens else ""
         return (
-            "no model to serve: pass --model PATH (a checkpoint's folder, a GGUF file or a hub id), "
+            f"{unknown}no model to serve: pass --model PATH (a checkpoint's folder, a GGUF file or a hub id), "
             f'set {ENV_PREFIX}MODEL, or write model = "PATH" into tokenwire.toml'
         )
     # A message of cyclopts may have several lines, for example with a list of choices.

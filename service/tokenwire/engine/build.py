@@ -1,6 +1,7 @@
 """Loads the model of the service, with the runner and the sampler around it. The only place that imports both sides."""
 
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
@@ -8,6 +9,8 @@ from tokenwire.engine.defaults import defaults_from_generation_config
 from tokenwire.engine.main import Built
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.model.checkpoint import find
+from tokenwire.model.memory import usable_cores
+from tokenwire.model.threads import keep_openmp_spin_short
 
 
 def build(start: Start, progress: Callable[[str], None]) -> Built:
@@ -17,15 +20,28 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     progress("importing")
     # Here and not above: these take seconds. The process must hear of the front's end meanwhile, and a wrong path be
     # refused before.
+    keep_openmp_spin_short()
     import torch
 
-    from tokenwire._native import Sampler, Tokenizer
-    from tokenwire.engine.generations import generation_factory
+    from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
+    from tokenwire.engine.draft_model import DraftModel
+    from tokenwire.engine.generations import beam_search_factory, generation_factory
+    from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
-    runner = make_runner(loaded, start.engine, progress)
+    pool = ThreadPool(threads=start.engine.threads or usable_cores())
+    make_kernel = partial(Linear4Bit, pool=pool)
+    draft = load_draft(start.model, start.engine, loaded, progress, make_kernel=make_kernel)
+    beside = () if draft is None else draft.shapes
+    runner = make_runner(loaded, start.engine, progress, make_kernel=make_kernel, beside=beside)
+    draft_model = None
+    if draft is not None:
+        draft_runner = make_draft_runner(draft, runner)
+        draft_model = DraftModel(
+            draft_runner, vocab_size=loaded.vocab_size, max_step_tokens=start.engine.max_step_tokens
+        )
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:
         # transformers takes them from config.json where generation_config.json is silent.
@@ -51,12 +67,17 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         chat_templates=loaded.chat_templates,
         defaults=defaults,
         unapplied_defaults=unapplied,
+        draft_model="" if draft is None else draft.loaded.model_id,
+        num_assistant_tokens=0 if draft is None else start.engine.num_assistant_tokens,
     )
+    tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
     return Built(
         runner=runner,
         # The runner has set it, to the configured threads or the cores of this process.
-        sampler=Sampler(threads=torch.get_num_threads()),
-        make_generation=generation_factory(Tokenizer.from_json(loaded.tokenizer_json), loaded.vocab_size),
+        sampler=Sampler(threads=torch.get_num_threads()),  # type: ignore[arg-type]
+        make_generation=generation_factory(tokenizer, loaded.vocab_size),
+        make_beam_search=beam_search_factory(tokenizer, loaded.vocab_size),
         info=info,
+        draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),
     )

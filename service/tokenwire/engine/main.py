@@ -15,9 +15,12 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
+from tokenwire.engine.beams import BeamSearchLike
 from tokenwire.engine.channel import BlockingChannel, FrameError
-from tokenwire.engine.engine import Engine, Inbox, SamplerLike
+from tokenwire.engine.drafts import DraftModelLike
+from tokenwire.engine.engine import Engine, Inbox
 from tokenwire.engine.protocol import LoadFailed, Loading, ModelInfo, Ready, Start, Stop, Submit
+from tokenwire.engine.sampler import SamplerLike
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import ModelLoadError, TokenwireError
 from tokenwire.model.batch import Runner
@@ -34,6 +37,8 @@ class Built:
     sampler: SamplerLike[Any]
     make_generation: Callable[[Submit], Any]
     info: ModelInfo
+    make_beam_search: Callable[[Submit], BeamSearchLike] | None = None
+    draft_model: DraftModelLike | None = None
     fatal_errors: tuple[type[BaseException], ...] = ()
     """Errors of a forward pass after which the device is lost and the process must end."""
 
@@ -89,6 +94,8 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
             built.make_generation,
             max_running=start.engine.max_running,
             max_step_tokens=start.engine.max_step_tokens,
+            make_beam_search=built.make_beam_search,
+            draft_model=built.draft_model,
             inbox=inbox,
             fatal_errors=built.fatal_errors,
         )

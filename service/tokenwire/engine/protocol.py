@@ -94,6 +94,10 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """From generation_config.json."""
     unapplied_defaults: tuple[str, ...]
     """Settings of generation_config.json that are not served, as name=value."""
+    draft_model: str = ""
+    """Id of the draft model; empty where there is none."""
+    num_assistant_tokens: int = 0
+    """What it proposes per step for a request that does not say; 0 where there is none."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):

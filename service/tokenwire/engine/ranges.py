@@ -1,9 +1,10 @@
-"""Which settings are outside their range: what Rust says, whose parameters hold the ranges."""
+"""Which settings are outside their range: those of the logits as Rust says, the others as `strategy_ranges` says."""
 
 import msgspec
 
 from tokenwire import _native
 from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.engine.strategy_ranges import out_of_strategy_range
 from tokenwire.errors import Violation
 
 MAX_NEW_TOKENS = 2**31 - 1
@@ -48,7 +49,5 @@ def out_of_range(
         )
     except _native.InvalidParametersError as error:
         found += error.violations
-    # Rust has no max_length: it is a max_new_tokens once the prompt is known.
-    if overrides.max_length is not None and overrides.max_length < 1:
-        found.append(("max_length", "must be at least 1", str(overrides.max_length)))
+    found += out_of_strategy_range(overrides)
     return [Violation(field, rule, value) for field, rule, value in found]

@@ -78,6 +78,13 @@ class KVCache:
         for storage in self._storages:
             storage.index_fill_(1, index.to(storage.device), 0)
 
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """Fill each target block with the content of the source at its place, in all layers; reads before it writes."""
+        source, target = torch.tensor(sources), torch.tensor(targets)
+        for storage in self._storages:
+            content = storage.index_select(1, source.to(storage.device))
+            storage.index_copy_(1, target.to(storage.device), content)
+
 
 _EMPTY = (torch.empty(0), torch.empty(0))
 

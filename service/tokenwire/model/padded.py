@@ -11,6 +11,7 @@ The left padding here is of cached tensors; the new tokens of a decode batch are
 pads ids, has nothing to do, and the model layer stays without knowledge of the extension.
 """
 
+import copy
 import inspect
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +51,9 @@ class PaddedRunner:
 
     forward_path = "padded"
     max_prefill_rows: int | None = None
+    # A recurrent state cannot go back behind a token, and rows of a padded batch not each to a place of its own.
+    supports_drafts = False
+    shares_blocks = False
 
     def __init__(
         self,
@@ -92,14 +96,47 @@ class PaddedRunner:
         if num_decode:
             tokens = [row[0] for row in batch.token_ids[:num_decode]]
             logits = self._decode(batch.sequence_ids[:num_decode], tokens, batch.num_computed_tokens[:num_decode])
-            parts.append(logits[torch.tensor(batch.wants_logits[:num_decode])])
+            parts.append(logits[torch.tensor(batch.num_logits[:num_decode], dtype=torch.bool)])
         for row in range(num_decode, len(batch.token_ids)):
-            logits = self._run_alone(batch.sequence_ids[row], batch.token_ids[row], batch.num_computed_tokens[row])
-            if batch.wants_logits[row]:
-                parts.append(logits)
+            tokens, num_logits = batch.token_ids[row], batch.num_logits[row]
+            logits = self._run_alone(batch.sequence_ids[row], tokens, batch.num_computed_tokens[row], num_logits)
+            parts.append(logits[len(logits) - num_logits :])
         if not parts:
             return np.empty((0, self.vocab_size), dtype=np.float32)
         return to_numpy(torch.cat(parts))
+
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """Refused: nothing is in blocks."""
+        raise NotImplementedError("blocks are only counted")
+
+    @torch.inference_mode()
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        """See ``batch.Runner.copy_sequences``."""
+        batch = self._batch
+        if batch is not None and {*sources, *targets} <= set(batch.sequence_ids):
+            self._reorder(batch, dict(zip(targets, sources, strict=True)))
+            return
+        copies = {target: self._copy_of(source) for source, target in zip(sources, targets, strict=True)}
+        self.release(targets)
+        self._alone.update(copies)
+
+    def _reorder(self, batch: _DecodeBatch, source_by_target: dict[int, int]) -> None:
+        """Move rows within the decode batch."""
+        place = {sequence: row for row, sequence in enumerate(batch.sequence_ids)}
+        rows = [
+            row if sequence is None else place[source_by_target.get(sequence, sequence)]
+            for row, sequence in enumerate(batch.sequence_ids)
+        ]
+        batch.lengths = [batch.lengths[row] for row in rows]
+        batch.cache.reorder_cache(torch.tensor(rows, device=self._device))  # type: ignore[arg-type]
+
+    def _copy_of(self, sequence: int) -> Any:
+        """The state of one sequence, to be changed apart from it."""
+        if self._plain:
+            return DynamicCache([(keys.clone(), values.clone()) for keys, values in self._rows(sequence)])
+        if sequence not in self._alone:
+            raise RuntimeError(f"sequence {sequence} has no cache")
+        return copy.deepcopy(self._alone[sequence])
 
     def release(self, sequence_ids: list[int]) -> None:
         """Forget these sequences. Allocates nothing: a row of the decode batch goes when that is next rebuilt.
@@ -116,8 +153,8 @@ class PaddedRunner:
             if all(sequence is None for sequence in batch.sequence_ids):
                 self._batch = None
 
-    def _run_alone(self, sequence: int, tokens: list[int], num_computed: int) -> torch.Tensor:
-        """One row by itself; logits of its last token, ``[1, V]``."""
+    def _run_alone(self, sequence: int, tokens: list[int], num_computed: int, num_logits: int) -> torch.Tensor:
+        """One row by itself; logits of its last tokens, at least ``num_logits`` of them, ``[tokens, V]``."""
         if self._batch is not None and sequence in self._batch.sequence_ids:
             self._dissolve()
         state = self._alone.pop(sequence, None) if num_computed else None
@@ -131,9 +168,10 @@ class PaddedRunner:
             torch.ones(1, total, dtype=torch.int64) if self._plain else None,
             torch.arange(num_computed, total)[None],
             state,
+            max(num_logits, 1),
         )
         self._alone[sequence] = getattr(output, self._state_name)
-        return output.logits[:, -1]  # type: ignore[no-any-return]
+        return output.logits[0]  # type: ignore[no-any-return]
 
     def _decode(self, sequences: list[int], tokens: list[int], num_computed: list[int]) -> torch.Tensor:
         """One token for each row, in one batch; logits ``[rows, V]`` in the order of ``sequences``."""
@@ -148,7 +186,7 @@ class PaddedRunner:
         lengths = torch.tensor(batch.lengths)
         mask = torch.arange(longest + 1)[None] >= (longest - lengths)[:, None]
         output = self._call(
-            torch.tensor([[tokens[place]] for place in places]), mask.to(torch.int64), lengths[:, None], batch.cache
+            torch.tensor([[tokens[place]] for place in places]), mask.to(torch.int64), lengths[:, None], batch.cache, 1
         )
         batch.lengths = [length + 1 for length in batch.lengths]
         logits: torch.Tensor = output.logits[:, -1]
@@ -158,14 +196,16 @@ class PaddedRunner:
         in_order[places] = logits
         return in_order
 
-    def _call(self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, state: Any) -> Any:
+    def _call(
+        self, tokens: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor, state: Any, num_logits: int
+    ) -> Any:
         arguments: dict[str, Any] = {"input_ids": tokens.to(self._device), "use_cache": True, self._state_name: state}
         if mask is not None:
             arguments["attention_mask"] = mask.to(self._device)
         if self._accepts_positions:
             arguments["position_ids"] = positions.to(self._device)
         if self._accepts_logits_to_keep:
-            arguments["logits_to_keep"] = 1
+            arguments["logits_to_keep"] = num_logits
         return self._model(**arguments)
 
     def _regroup(self, sequences: list[int]) -> _DecodeBatch:
@@ -185,9 +225,7 @@ class PaddedRunner:
             return
         for sequence in batch.sequence_ids:
             if sequence is not None:
-                self._alone[sequence] = DynamicCache(
-                    [(keys.clone(), values.clone()) for keys, values in self._rows(sequence)]
-                )
+                self._alone[sequence] = self._copy_of(sequence)
         self._batch = None
 
     def _gather(self, sequences: list[int]) -> _DecodeBatch:

@@ -25,6 +25,8 @@ class PagedRunner:
     forward_path = "paged"
     max_prefill_rows: int | None = None
     supports_chunked_prefill = True
+    supports_drafts = True
+    shares_blocks = True
 
     def __init__(
         self, model: PreTrainedModel, cache: KVCache, *, vocab_size: int, context_length: int, reason: str = ""
@@ -45,10 +47,12 @@ class PagedRunner:
         step = Step(batch, self.block_size)
         if step.fresh_blocks:
             self._cache.clear_blocks(step.fresh_blocks)
-        last_tokens = np.cumsum([len(tokens) for tokens in batch.token_ids]) - 1
-        wanted = last_tokens[np.array(batch.wants_logits, dtype=np.bool_)]
+        ends = np.cumsum([len(tokens) for tokens in batch.token_ids])
+        counts = np.array(batch.num_logits)
+        # The last tokens of each row: places in the result, moved to where the row's tokens end.
+        wanted = np.arange(counts.sum()) + np.repeat(ends - np.cumsum(counts), counts)
         # Quantized output heads refuse a matrix without rows: where nothing is wanted one row is computed and dropped.
-        kept = wanted if len(wanted) else last_tokens[:1]
+        kept = wanted if len(wanted) else ends[:1] - 1
         token_ids = np.fromiter((token for row in batch.token_ids for token in row), np.int64, step.num_tokens)
         with paged(PagedContext(step, self._cache)):
             output = self._model(
@@ -63,6 +67,15 @@ class PagedRunner:
                 f"asked for the logits of {len(kept)} tokens, the model gave shape {tuple(logits.shape)}"
             )
         return to_numpy(logits[0])[: len(wanted)]
+
+    @torch.inference_mode()
+    def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
+        """See ``batch.Runner.copy_blocks``."""
+        self._cache.copy_blocks(sources, targets)
+
+    def copy_sequences(self, sources: list[int], targets: list[int]) -> None:
+        """Refused: all state is in the blocks."""
+        raise NotImplementedError("sequences share blocks")
 
     def release(self, sequence_ids: list[int]) -> None:
         """Nothing to forget: all state is in the blocks."""

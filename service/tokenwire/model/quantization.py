@@ -7,6 +7,7 @@ import torch
 
 from tokenwire.config import ModelConfig
 from tokenwire.errors import ModelLoadError
+from tokenwire.model.linear4bit import KernelLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -58,4 +59,4 @@ def parameter_count(model: "PreTrainedModel") -> int:
     for parameter in model.parameters():
         state = getattr(parameter, "quant_state", None)
         count += parameter.numel() if state is None else state.shape.numel()
-    return count
+    return count + sum(layer.parameter_count for layer in model.modules() if isinstance(layer, KernelLinear))

@@ -1,14 +1,15 @@
 """Chooses and builds the runner of a loaded model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from tokenwire.config import EngineConfig
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
-from tokenwire.model.kv_cache import KVCache, choose_num_blocks
-from tokenwire.model.layout import arrange_weights_inplace
+from tokenwire.model.kv_cache import KVCache, LayerShape, choose_num_blocks
+from tokenwire.model.layers import prepare_layers_inplace
+from tokenwire.model.linear4bit import MakeKernel
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
@@ -16,17 +17,24 @@ from tokenwire.model.paged import PagedRunner
 
 
 def make_runner(
-    loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: EngineConfig,
+    progress: Callable[[str], None],
+    *,
+    make_kernel: MakeKernel | None = None,
+    beside: Sequence[LayerShape] = (),
 ) -> PagedRunner | PaddedRunner:
     """The runner for ``loaded``: paged if the gate opens, else padded, with the reason. Sets torch's thread count.
 
     ``forward_path`` and ``forward_path_reason`` of the result say which and why. ModelLoadError when the KV cache does
     not fit. A cache that holds less than one context lowers ``context_length`` to what it holds, with a line through
-    ``progress``: so whatever respects the context can always run alone.
+    ``progress``: so whatever respects the context can always run alone. ``make_kernel`` serves the linear layers that
+    are quantized to 4 bits; None, or ``forward_kernels`` off, leaves them to bitsandbytes. ``beside``: what another
+    model, the draft model, caches per token; the memory of the KV cache holds as many tokens for both.
     """
     torch.set_num_threads(engine.threads or usable_cores())
     try:
-        return _make_runner(loaded, engine, progress)
+        return _make_runner(loaded, engine, progress, make_kernel, beside)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelLoadError(
             f"{loaded.path}: out of memory while the KV cache was set up; lower kv_cache_memory"
@@ -34,10 +42,16 @@ def make_runner(
 
 
 def _make_runner(
-    loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None]
+    loaded: LoadedModel,
+    engine: EngineConfig,
+    progress: Callable[[str], None],
+    make_kernel: MakeKernel | None,
+    beside: Sequence[LayerShape],
 ) -> PagedRunner | PaddedRunner:
     model, vocab_size = loaded.model, loaded.vocab_size
-    arrange_weights_inplace(model)
+    kernels = prepare_layers_inplace(loaded, engine, progress, make_kernel)
+    if kernels:
+        kernels = f"; {kernels}"
     reason = ""
     if engine.forward_path == "padded":
         reason = "forward_path is set to padded"
@@ -50,9 +64,9 @@ def _make_runner(
     keeps_plain_cache = True
     if reason:
         keeps_plain_cache, shapes = probe_cache(model)
-    num_blocks = choose_num_blocks(shapes, engine, loaded.context_length)
+    num_blocks = choose_num_blocks([*shapes, *beside], engine, loaded.context_length)
     capacity = num_blocks * engine.block_size
-    kv_bytes = capacity * sum(shape.bytes_per_token for shape in shapes)
+    kv_bytes = capacity * sum(shape.bytes_per_token for shape in (*shapes, *beside))
     progress(f"KV cache: {capacity} tokens in {num_blocks} blocks, {format_size(kv_bytes)}")
     context_length = min(loaded.context_length, capacity)
     if context_length < loaded.context_length:
@@ -60,7 +74,7 @@ def _make_runner(
     if not reason:
         cache = KVCache(shapes, num_blocks, engine.block_size)
         return PagedRunner(
-            model, cache, vocab_size=vocab_size, context_length=context_length, reason="self-test passed"
+            model, cache, vocab_size=vocab_size, context_length=context_length, reason=f"self-test passed{kernels}"
         )
     progress(f"padded forward: {reason}")
     return PaddedRunner(
@@ -70,5 +84,5 @@ def _make_runner(
         num_blocks=num_blocks,
         block_size=engine.block_size,
         keeps_plain_cache=keeps_plain_cache,
-        reason=reason,
+        reason=f"{reason}{kernels}",
     )

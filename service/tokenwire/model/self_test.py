@@ -63,7 +63,7 @@ def packed_error(
             token_ids=[sequences[row][computed[row] : computed[row] + lengths[row]] for row in rows],
             num_computed_tokens=[computed[row] for row in rows],
             block_tables=[tables[row] for row in rows],
-            wants_logits=[True] * len(rows),
+            num_logits=[1] * len(rows),
         )
         logits = runner.forward(batch)
         actual = torch.from_numpy(logits)

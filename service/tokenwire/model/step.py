@@ -84,6 +84,7 @@ class Step:
         self.fresh_blocks = fresh
         """Blocks that this step begins and does not fill."""
         self._on_device: dict[torch.device, torch.Tensor] = {}
+        self._causal_masks: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._indices: dict[tuple[int, int | None, torch.device, torch.dtype], KeyIndex] = {}
 
     def slots_on(self, device: torch.device) -> torch.Tensor:
@@ -109,6 +110,19 @@ class Step:
             index = self._build_chunk_index(self.chunks[number], window or _NO_WINDOW, device, dtype)
             self._indices[key] = index
         return index
+
+    def causal_mask(self, num_queries: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """Added to scores, ``[num_queries, keys]``: 0, and -inf above the diagonal of the last ``num_queries`` columns.
+
+        Wide enough for the longest chunk, rounded up to whole parts of ``num_queries``.
+        """
+        mask = self._causal_masks.get((device, dtype))
+        if mask is None:
+            longest = max(chunk.stop - chunk.start for chunk in self.chunks)
+            num_keys = -(-longest // num_queries) * num_queries
+            future = np.triu(np.ones((num_queries, num_keys), dtype=np.bool_), num_keys - num_queries + 1)
+            mask = self._causal_masks[device, dtype] = _additive(future, device, dtype)
+        return mask
 
     def _build_decode_index(self, window: int, device: torch.device, dtype: torch.dtype) -> KeyIndex:
         size = self.block_size

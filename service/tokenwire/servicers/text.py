@@ -36,6 +36,26 @@ class Rendered(NamedTuple):
     token_ids: list[int]
 
 
+class AlignedToken(NamedTuple):
+    """A token and what it became: its vocabulary entry, its bytes, and its byte range in the text of all tokens."""
+
+    token_id: int
+    piece: str
+    data: bytes
+    start: int
+    end: int
+
+
+class Aligner(Protocol):
+    """Says of each token which bytes of the text it gave, once that is certain."""
+
+    def push(self, token_id: int) -> list[AlignedToken]:
+        """Take the next token; return those that became certain."""
+
+    def finish(self) -> list[AlignedToken]:
+        """Return the rest. Nothing may be pushed afterwards."""
+
+
 class ChatInput(NamedTuple):
     """A conversation for one of the model's chat templates."""
 
@@ -63,6 +83,13 @@ class Text(Protocol):
     def vocab_size(self) -> int:
         """One more than the highest id that ``decode`` knows."""
 
+    @property
+    def special_token_ids(self) -> Sequence[int]:
+        """Ids of the special (control) tokens."""
+
+    def aligner(self, *, skip_special_tokens: bool) -> Aligner:
+        """An Aligner at the beginning of a text."""
+
     def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
 
@@ -88,6 +115,28 @@ class Text(Protocol):
         """Raises UnsupportedError where the template is not usable, InvalidRequestError where it refuses."""
 
 
+class NativeAligner:
+    """Aligner over the extension."""
+
+    def __init__(self, tokenizer: _native.Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._aligner = _native.Aligner(tokenizer, skip_special_tokens=skip_special_tokens)
+
+    def push(self, token_id: int) -> list[AlignedToken]:
+        """Take the next token; return those that became certain."""
+        return self._named(self._aligner.push(token_id))
+
+    def finish(self) -> list[AlignedToken]:
+        """Return the rest."""
+        return self._named(self._aligner.finish())
+
+    def _named(self, tokens: Sequence[tuple[int, bytes, int, int]]) -> list[AlignedToken]:
+        piece_of = self._tokenizer.id_to_token
+        return [
+            AlignedToken(token_id, piece_of(token_id) or "", data, start, end) for token_id, data, start, end in tokens
+        ]
+
+
 class NativeText:
     """Text over the extension."""
 
@@ -103,6 +152,7 @@ class NativeText:
             except _native.TemplateError as error:
                 self._template_errors[name] = str(error)
         self.vocab_size = self._tokenizer.vocab_size
+        self.special_token_ids: Sequence[int] = self._tokenizer.special_token_ids
         self.max_bytes_per_token: int | None = None
         if keeps_all_text(info.tokenizer_json, lambda token: self.token_id(token) is not None):
             entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
@@ -118,6 +168,10 @@ class NativeText:
     def template_errors(self) -> dict[str, str]:
         """Why templates of the model cannot be used, by name, for the log."""
         return self._template_errors
+
+    def aligner(self, *, skip_special_tokens: bool) -> Aligner:
+        """An Aligner at the beginning of a text."""
+        return NativeAligner(self._tokenizer, skip_special_tokens=skip_special_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         """Token ids of a text."""

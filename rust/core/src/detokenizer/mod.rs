@@ -8,12 +8,14 @@
 //! A decoder of the tokenizers crate becomes a chain of streaming stages when the tokenizer is loaded, so a token costs
 //! a table look-up and a few short string operations, whatever came before it. `Tokenizer::decode` runs the same chain.
 
+mod alignment;
 mod fused;
 mod plan;
 mod stage;
 mod utf8;
 mod vocabulary;
 
+pub use alignment::{AlignedToken, Aligner};
 pub(crate) use plan::DecodePlan;
 pub(crate) use vocabulary::Vocabulary;
 
@@ -26,6 +28,7 @@ use std::sync::Arc;
 /// Held back is only what a later token may change: at most three bytes of an unfinished character; a valid run of
 /// byte-fallback tokens, because one bad byte turns the whole run into U+FFFD; the end that a decoder strips or
 /// replaces. Ids outside the vocabulary (a model's padded rows) give no text, as in transformers.
+#[derive(Clone)]
 pub struct Detokenizer {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,

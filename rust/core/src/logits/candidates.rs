@@ -392,6 +392,25 @@ impl<'a> Candidates<'a> {
         self.logprob_of(value.unwrap_or(f32::NEG_INFINITY), log_normalizer)
     }
 
+    /// Place of `id` by probability, from 1; among equals, those that were removed included, the lower id comes first.
+    #[must_use]
+    pub fn rank(&self, id: u32) -> usize {
+        let values = self.stored();
+        let place = match self.form {
+            Form::List => self.buffers.ids.binary_search(&id),
+            _ => Ok(id as usize),
+        };
+        match place {
+            Ok(place) => {
+                let value = values.get(place).copied().unwrap_or(f32::NEG_INFINITY);
+                let before = values.iter().take(place).filter(|&&other| other == value).count();
+                values.iter().filter(|&&other| other > value).count() + before + 1
+            }
+            // Behind all that are left, and behind the removed tokens of lower id.
+            Err(place) => values.len() + id as usize - place + 1,
+        }
+    }
+
     fn logprob_of(&self, value: f32, log_normalizer: f64) -> f32 {
         let distance = (f64::from(value) - f64::from(self.max)) / f64::from(self.temperature);
         #[allow(clippy::cast_possible_truncation)]

@@ -7,6 +7,8 @@ use super::candidates::{Buffers, Candidates, RowError};
 pub struct Logprobs {
     /// Of the chosen token; -infinity where a processor removed it.
     pub chosen: f32,
+    /// Place of the chosen token among all V by probability, from 1; among equals the lower id comes first.
+    pub rank: usize,
     /// The most likely tokens, best first, lower ids first among equals.
     pub top: Vec<(u32, f32)>,
 }
@@ -23,5 +25,9 @@ pub fn of_row(logits: &[f32], chosen: u32, count: usize, buffers: &mut Buffers) 
 #[must_use]
 pub fn of_candidates(mut candidates: Candidates<'_>, chosen: u32, count: usize) -> Logprobs {
     let log_normalizer = candidates.log_normalizer();
-    Logprobs { chosen: candidates.logprob(chosen, log_normalizer), top: candidates.into_top(count, log_normalizer) }
+    Logprobs {
+        chosen: candidates.logprob(chosen, log_normalizer),
+        rank: candidates.rank(chosen),
+        top: candidates.into_top(count, log_normalizer),
+    }
 }

@@ -1,0 +1,161 @@
+//! A step in which sequences bring drafted tokens: guesses of what they will generate next.
+
+use super::{BatchError, Logits, Sampler, THREADS_FROM, Worker, check_widths};
+use crate::generation::{Emission, Generation};
+
+/// A sequence and the tokens that somebody guessed for it.
+pub struct Drafted<'a> {
+    /// The sequence.
+    pub generation: &'a mut Generation,
+    /// Guesses of its next tokens, in order; none for a sequence that is stepped as usual.
+    pub draft: &'a [u32],
+}
+
+impl Drafted<'_> {
+    /// Rows of logits: one behind the last token, and one behind each guess.
+    fn positions(&self) -> usize {
+        self.draft.len() + 1
+    }
+}
+
+impl Sampler {
+    /// Chooses and appends one token for each sequence, and goes on as long as its guesses come true.
+    ///
+    /// `logits` are `[positions, width]`, for each sequence one row behind its last token and one behind each guess, as
+    /// if the guesses before had been generated. At each position the token is chosen as [`Sampler::step`] chooses it:
+    /// with the history up to there, and with the random number of that step. Where it is the guess and does not end
+    /// the sequence, the next row is its continuation; the first other token ends the turn. So each sequence gets one
+    /// emission at least and one more than its guesses at most, and a wrong guess costs nothing but its row.
+    ///
+    /// # Exactness
+    /// The tokens are those that steps without guesses give: not in distribution only, but each one, greedy or drawn,
+    /// because the guess never enters the choice. It is rejection sampling all the same: a guess made with certainty is
+    /// a proposal q with all its mass on one token d, which rejection sampling accepts with probability
+    /// min(1, p(d) / q(d)) = p(d), and replaces by a draw from max(0, p - q), normalised, which is p without d. A draw
+    /// from p is d with the same probability p(d), and given that it is not, it has that same distribution.
+    ///
+    /// # Errors
+    /// As [`Sampler::step`]; then nothing has changed. A row without a usable token fails its sequence alone, in the
+    /// last of its emissions, and so does one whose step panics.
+    pub fn verify(
+        &mut self,
+        logits: Logits<'_>,
+        width: usize,
+        rows: &mut [Drafted<'_>],
+    ) -> Result<Vec<Vec<Emission>>, BatchError> {
+        let positions: usize = rows.iter().map(Drafted::positions).sum();
+        if positions.checked_mul(width) != Some(logits.len()) {
+            return Err(BatchError::Shape { count: logits.len(), rows: positions, width });
+        }
+        check_widths(width, rows.iter().map(|row| &*row.generation))?;
+        if let Some(index) = rows.iter().position(|row| row.generation.is_finished()) {
+            return Err(BatchError::Finished(index));
+        }
+        let threads = if logits.len() < THREADS_FROM { 1 } else { self.threads.get().min(rows.len().max(1)) };
+        self.workers.resize_with(self.workers.len().max(threads), Worker::default);
+        let share = rows.len().div_ceil(threads).max(1);
+        let mut emissions = Vec::with_capacity(rows.len());
+        std::thread::scope(|scope| {
+            let mut first = 0;
+            let mut parts = rows.chunks_mut(share).zip(&mut self.workers).map(|(part, worker)| {
+                let count: usize = part.iter().map(Drafted::positions).sum();
+                let logits = logits.rows(first, count, width);
+                first += count;
+                (part, worker, logits)
+            });
+            let own = parts.next();
+            let others: Vec<_> =
+                parts.map(|(part, worker, logits)| scope.spawn(move || worker.verify(logits, width, part))).collect();
+            if let Some((part, worker, logits)) = own {
+                emissions.extend(worker.verify(logits, width, part));
+            }
+            for other in others {
+                match other.join() {
+                    Ok(part) => emissions.extend(part),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+        });
+        Ok(emissions)
+    }
+}
+
+impl Worker {
+    fn verify(&mut self, logits: Logits<'_>, width: usize, rows: &mut [Drafted<'_>]) -> Vec<Vec<Emission>> {
+        let mut first = 0;
+        let emissions = rows.iter_mut().map(|row| {
+            let positions = row.positions();
+            let emissions = self.verify_row(logits.rows(first, positions, width), width, row);
+            first += positions;
+            emissions
+        });
+        emissions.collect()
+    }
+
+    fn verify_row(&mut self, logits: Logits<'_>, width: usize, row: &mut Drafted<'_>) -> Vec<Emission> {
+        let mut emissions = Vec::with_capacity(row.positions());
+        for position in 0..row.positions() {
+            let emission = self.isolated_row(logits.rows(position, 1, width), row.generation);
+            let came_true = emission.token.ok() == row.draft.get(position).copied();
+            emissions.push(emission);
+            if !came_true || row.generation.is_finished() {
+                break;
+            }
+        }
+        emissions
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::{Drafted, Logits, Sampler};
+    use crate::generation::{Emission, Generation, Place, StepError};
+    use crate::sampler::THREADS_FROM;
+    use crate::sampler::tests::generations;
+    use std::num::NonZero;
+
+    const GUESSES: usize = 3;
+
+    /// Each row with guesses that come true up to its own number.
+    fn verify(sampler: &mut Sampler, logits: &[f32], width: usize, batch: &mut [Generation]) -> Vec<Vec<Emission>> {
+        // The same logits at every position of a row: the guesses are what a row of its own draws.
+        let mut drafts = Vec::new();
+        for (row, first) in logits.chunks(width * (GUESSES + 1)).enumerate() {
+            let mut alone = generations(batch.len(), width);
+            let mut draft = Vec::new();
+            for position in first.chunks(width).take(GUESSES) {
+                let emissions = sampler.step(Logits::F32(position), width, &mut [&mut alone[row]]).unwrap();
+                draft.push(emissions[0].token.unwrap() + u32::from(draft.len() == row % (GUESSES + 1)));
+            }
+            drafts.push(draft);
+        }
+        let pairs = batch.iter_mut().zip(&drafts);
+        let mut rows: Vec<_> = pairs.map(|(generation, draft)| Drafted { generation, draft }).collect();
+        sampler.verify(Logits::F32(logits), width, &mut rows).unwrap()
+    }
+
+    #[test]
+    fn a_panic_ends_the_sequence_of_its_own_row_alone() {
+        for (width, threads) in [(16, 1), (THREADS_FROM / 8, 3)] {
+            for place in [Place::Draw, Place::Advance] {
+                let (rows, broken) = (5, 2);
+                let logits: Vec<f32> = (0_u8..7).cycle().map(f32::from).take(rows * (GUESSES + 1) * width).collect();
+                let mut sampler = Sampler::new(NonZero::new(threads).unwrap());
+                let mut batch = generations(rows, width);
+                batch[broken].panic_at(place);
+                let got = verify(&mut sampler, &logits, width, &mut batch);
+                for (row, emissions) in got.iter().enumerate() {
+                    let last = emissions.last().unwrap();
+                    if row == broken {
+                        assert_eq!((emissions.len(), last.token), (1, Err(StepError::Internal)), "{place:?}");
+                    } else {
+                        assert_eq!(emissions.len(), row % (GUESSES + 1) + 1, "row {row}");
+                        assert!(last.token.is_ok());
+                    }
+                    assert_eq!(batch[row].is_finished(), row == broken);
+                }
+            }
+        }
+    }
+}

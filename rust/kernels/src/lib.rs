@@ -1,0 +1,14 @@
+//! Arithmetic of the forward pass on the CPU: products with 4-bit weights, and the threads that share them.
+//!
+//! This is the one crate of the workspace with `unsafe` code: vector instructions chosen at run time, and threads that
+//! borrow from their caller. Each such block says why it is sound, and each function that the outside sees is safe.
+
+#![deny(unsafe_op_in_unsafe_fn, clippy::undocumented_unsafe_blocks)]
+
+mod level;
+pub mod linear4bit;
+mod pool;
+
+pub use level::{Level, UnknownLevel};
+pub use linear4bit::Linear4Bit;
+pub use pool::ThreadPool;

@@ -1,0 +1,150 @@
+//! Kernels of the forward pass for Python.
+
+use crate::errors::{guard, to_py};
+use crate::ids::Integer;
+use numpy::{
+    Element, PyReadonlyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods, ndarray,
+};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use std::fmt::Display;
+use std::num::NonZero;
+use std::sync::Arc;
+use tokenwire_core::error::{Error, Violation};
+use tokenwire_kernels::linear4bit::Weights;
+use tokenwire_kernels::{self as kernels, Level};
+
+// Python's allocator aligns objects to 16 bytes, whatever their Rust type asks for.
+const _: () = assert!(align_of::<kernels::Linear4Bit>() <= 16);
+
+/// Threads that the kernels share.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct ThreadPool(Arc<kernels::ThreadPool>);
+
+#[pymethods]
+impl ThreadPool {
+    #[new]
+    #[pyo3(signature = (*, threads), text_signature = "(*, threads)")]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(threads: Integer) -> PyResult<Self> {
+        let count = usize::try_from(threads.0).ok().and_then(NonZero::new);
+        let count = count.ok_or_else(|| {
+            to_py(Error::InvalidParameters(vec![Violation {
+                field: "threads".to_owned(),
+                rule: "must be at least 1".to_owned(),
+                value: threads.0.to_string(),
+            }]))
+        })?;
+        Ok(Self(Arc::new(kernels::ThreadPool::new(count))))
+    }
+
+    #[getter]
+    fn threads(&self) -> usize {
+        self.0.threads()
+    }
+}
+
+/// A linear layer with NF4 or FP4 weights.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct Linear4Bit(kernels::Linear4Bit);
+
+#[pymethods]
+impl Linear4Bit {
+    #[new]
+    #[pyo3(signature = (packed, absmax, code, *, block_size, in_features, out_features, pool, bias = None, level = None))]
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(
+        py: Python<'_>,
+        packed: PyReadonlyArray1<'_, u8>,
+        absmax: PyReadonlyArray1<'_, f32>,
+        code: PyReadonlyArray1<'_, f32>,
+        block_size: usize,
+        in_features: usize,
+        out_features: usize,
+        pool: &Bound<'_, ThreadPool>,
+        bias: Option<PyReadonlyArray1<'_, f32>>,
+        level: Option<&str>,
+    ) -> PyResult<Self> {
+        let level = level.map_or(Ok(Level::best()), str::parse).map_err(value_error)?;
+        let code = contiguous("code", &code)?;
+        let weights = Weights {
+            packed: contiguous("packed", &packed)?,
+            absmax: contiguous("absmax", &absmax)?,
+            block_size,
+            code: code
+                .try_into()
+                .map_err(|_| PyValueError::new_err(format!("code must have 16 elements, got {}", code.len())))?,
+            in_features,
+            out_features,
+            bias: bias.as_ref().map(|bias| contiguous("bias", bias)).transpose()?,
+        };
+        let pool = pool.get().0.clone();
+        guard(py, || Ok(kernels::Linear4Bit::new(weights, level, pool)))?.map(Self).map_err(value_error)
+    }
+
+    #[getter]
+    fn in_features(&self) -> usize {
+        self.0.in_features()
+    }
+
+    #[getter]
+    fn out_features(&self) -> usize {
+        self.0.out_features()
+    }
+
+    #[getter]
+    fn level(&self) -> String {
+        self.0.level().to_string()
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn forward(
+        &self,
+        py: Python<'_>,
+        x: PyReadonlyArray2<'_, f32>,
+        mut out: PyReadwriteArray2<'_, f32>,
+    ) -> PyResult<()> {
+        let (x_rows, width) = x.as_array().dim();
+        let (out_rows, columns) = out.as_array().dim();
+        if (width, columns) != (self.0.in_features(), self.0.out_features()) || x_rows != out_rows {
+            return Err(PyValueError::new_err(format!(
+                "x [{x_rows}, {width}] and out [{out_rows}, {columns}] are not [rows, {}] and [rows, {}]",
+                self.0.in_features(),
+                self.0.out_features(),
+            )));
+        }
+        let x = contiguous("x", &x)?;
+        if !out.is_c_contiguous() {
+            return Err(PyValueError::new_err("out must be C-contiguous"));
+        }
+        let out = out.as_slice_mut().map_err(value_error)?;
+        guard(py, || Ok(self.0.forward(x, out)))?.map_err(value_error)
+    }
+}
+
+/// Names of the levels of vector instructions that this CPU has, from the least to the best.
+#[pyfunction]
+fn kernel_levels() -> Vec<String> {
+    Level::available().iter().map(ToString::to_string).collect()
+}
+
+fn contiguous<'a, T: Element, D: ndarray::Dimension>(
+    name: &str,
+    array: &'a PyReadonlyArray<'_, T, D>,
+) -> PyResult<&'a [T]> {
+    if array.is_c_contiguous() {
+        array.as_slice().map_err(value_error)
+    } else {
+        Err(PyValueError::new_err(format!("{name} must be C-contiguous")))
+    }
+}
+
+fn value_error(error: impl Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<ThreadPool>()?;
+    module.add_class::<Linear4Bit>()?;
+    module.add_function(wrap_pyfunction!(kernel_levels, module)?)
+}
