@@ -54,6 +54,7 @@ def beam_search_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Subm
             early_stopping=settings.early_stopping,
             sequence_index=submit.sequence_index,
             skip_special_tokens=settings.skip_special_tokens,
+            healed_token_id=tokenizer.token_to_id(settings.healed_prefix) if settings.healed_prefix else None,
         )
 
     return make_beam_search
