@@ -45,6 +45,9 @@ class NativeEntries:
     def healable_entry(self, token_id: int) -> str | None:
         return self._tokenizer.id_to_token(token_id) if len(self._tokenizer.extensions(token_id)) > 1 else None
 
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
+
 
 @pytest.fixture(scope="module")
 def reference() -> PreTrainedTokenizerFast:
@@ -93,7 +96,7 @@ async def test_the_healed_token_is_that_of_transformers(
     for text in prompts():
         ids = reference(text).input_ids
         settings = GenerationSettings(max_new_tokens=4, token_healing=True)
-        prompt, healed = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
+        prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
         with torch.inference_mode():
             theirs = model.heal_tokens(torch.tensor([ids]), reference)[0].tolist()
         if not healed.healed_prefix:
@@ -107,6 +110,8 @@ async def test_the_healed_token_is_that_of_transformers(
             compared += 1
             assert [*prompt, new[0]] == theirs
         assert text + answer == reference.decode([*prompt, *new], skip_special_tokens=True)
+        # A token may begin inside a character.
+        assert given == "\ufffd" or text.endswith(given)
         assert len(new) <= 5
     assert compared > 40
 
@@ -145,13 +150,13 @@ def test_extensions_are_those_of_a_search(native: _native.Tokenizer) -> None:
 @pytest.mark.parametrize("ids", [[], [9], [5, tiny_models.EOS_ID], [5, tiny_models.TOKENIZER_VOCAB_SIZE + 3]])
 async def test_nothing_to_heal_changes_nothing(native: _native.Tokenizer, ids: list[int]) -> None:
     settings = GenerationSettings(max_new_tokens=4, token_healing=True)
-    assert await heal(NativeEntries(native), ids, settings) == (ids, settings)  # type: ignore[arg-type]
+    assert await heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
 
 
 async def test_only_when_asked_for(native: _native.Tokenizer) -> None:
     ids = native.encode("a st").tolist()
     settings = GenerationSettings(max_new_tokens=4)
-    assert await heal(NativeEntries(native), ids, settings) == (ids, settings)  # type: ignore[arg-type]
+    assert await heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
 
 
 async def test_the_healed_token_belongs_to_the_prompt(native: _native.Tokenizer) -> None:
@@ -159,7 +164,8 @@ async def test_the_healed_token_belongs_to_the_prompt(native: _native.Tokenizer)
     settings = GenerationSettings(
         max_new_tokens=4, min_new_tokens=2, token_healing=True, exponential_decay_length_penalty=(3, 1.5)
     )
-    prompt, healed = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
+    prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
+    assert given == native.decode(ids[-1:])
     assert prompt == ids[:-1]
     assert healed.healed_prefix == native.id_to_token(ids[-1])
     assert (healed.max_new_tokens, healed.min_new_tokens) == (5, 3)

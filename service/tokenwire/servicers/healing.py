@@ -8,6 +8,7 @@ token is chosen as the request's settings say, where transformers takes the most
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,9 +16,16 @@ from tokenwire.engine.settings import GenerationSettings
 from tokenwire.servicers.text import Text
 
 
-async def heal(
-    text: Text, prompt_ids: Sequence[int], settings: GenerationSettings
-) -> tuple[list[int], GenerationSettings]:
+class Healed(NamedTuple):
+    """What is to be generated from."""
+
+    prompt_ids: list[int]
+    settings: GenerationSettings
+    given_text: str
+    """Text of the dropped token, which the first generated token repeats; the engine leaves it out of the answer."""
+
+
+async def heal(text: Text, prompt_ids: Sequence[int], settings: GenerationSettings) -> Healed:
     """What is to be generated so that the border between prompt and answer falls where the tokenizer would put it.
 
     With ``token_healing`` the prompt's last token is dropped and the first generated token has to begin with it; that
@@ -26,11 +34,11 @@ async def heal(
     """
     prompt = list(prompt_ids)
     if not settings.token_healing or len(prompt) < 2:
-        return prompt, settings
+        return Healed(prompt, settings, "")
     # The first time, the vocabulary is sorted.
     entry = await asyncio.to_thread(text.healable_entry, prompt[-1])
     if entry is None:
-        return prompt, settings
+        return Healed(prompt, settings, "")
     decay = settings.exponential_decay_length_penalty
     healed = msgspec.structs.replace(
         settings,
@@ -39,4 +47,4 @@ async def heal(
         min_new_tokens=settings.min_new_tokens + 1 if settings.min_new_tokens else 0,
         exponential_decay_length_penalty=None if decay is None else (decay[0] + 1, decay[1]),
     )
-    return prompt[:-1], healed
+    return Healed(prompt[:-1], healed, text.decode(prompt[-1:], skip_special_tokens=False))
