@@ -5,7 +5,7 @@ CPU. Every call that works releases the GIL. No call panics across the border: a
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self, final
+from typing import Literal, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -192,11 +192,40 @@ def pad(
 ) -> Padded:
     """Pad rows to the longest one, rounded up to ``multiple_of``. Raises InvalidParametersError."""
 
+class _GreenListWatermark(Protocol):
+    @property
+    def greenlist_ratio(self) -> float: ...
+    @property
+    def bias(self) -> float: ...
+    @property
+    def hashing_key(self) -> int: ...
+    @property
+    def seeding_scheme(self) -> str: ...
+    @property
+    def context_width(self) -> int: ...
+
+class _SynthIdTextWatermark(Protocol):
+    @property
+    def ngram_len(self) -> int: ...
+    @property
+    def keys(self) -> Iterable[int]: ...
+    @property
+    def context_history_size(self) -> int: ...
+    @property
+    def sampling_table_seed(self) -> int: ...
+    @property
+    def sampling_table_size(self) -> int: ...
+    @property
+    def skip_first_ngram_calls(self) -> bool: ...
+    @property
+    def debug_mode(self) -> bool: ...
+
 @final
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges.
 
-    The defaults switch every warper and penalty off, ``top_k`` included; the service has its own.
+    The names are those of ``GenerationSettings``. The defaults switch every processor and warper off, ``top_k``
+    included; the service has its own. ``min_tokens_to_keep`` is what top-k and the filters after it leave at least.
     """
 
     def __new__(
@@ -205,15 +234,31 @@ class SamplingParams:
         vocab_size: int,
         do_sample: bool = False,
         temperature: float = 1.0,
+        top_h: float | None = None,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
         typical_p: float = 1.0,
+        epsilon_cutoff: float = 0.0,
+        eta_cutoff: float = 0.0,
+        min_tokens_to_keep: int = 1,
+        watermark: _GreenListWatermark | _SynthIdTextWatermark | None = None,
+        renormalize_logits: bool = False,
         repetition_penalty: float = 1.0,
+        encoder_repetition_penalty: float = 1.0,
         presence_penalty: float = 0.0,
         frequency_penalty: float = 0.0,
+        no_repeat_ngram_size: int = 0,
+        encoder_no_repeat_ngram_size: int = 0,
         logit_bias: dict[int, float] | None = None,
+        sequence_bias: Iterable[tuple[Iterable[int], float]] = (),
+        bad_words_ids: Iterable[Iterable[int]] = (),
         suppress_tokens: Iterable[int] = (),
+        begin_suppress_tokens: Iterable[int] = (),
+        allowed_token_ids: Iterable[int] | None = None,
+        forced_bos_token_id: int | None = None,
+        remove_invalid_values: bool = False,
+        guidance_scale: float = 1.0,
         seed: int = 0,
         logprobs: int | None = None,
         processed_logprobs: bool = False,
@@ -222,7 +267,7 @@ class SamplingParams:
 
 @final
 class StoppingParams:
-    """When a sequence ends. Frozen."""
+    """When a sequence ends. Frozen. The names are those of ``GenerationSettings``."""
 
     def __new__(
         cls,
@@ -230,7 +275,10 @@ class StoppingParams:
         vocab_size: int,
         max_new_tokens: int,
         min_new_tokens: int = 0,
+        min_length: int = 0,
         eos_token_ids: Iterable[int] = (),
+        forced_eos_token_ids: Iterable[int] = (),
+        exponential_decay_length_penalty: tuple[int, float] | None = None,
         stop_token_ids: Iterable[int] = (),
         stop_strings: Sequence[str] = (),
         include_stop_string: bool = False,
@@ -264,6 +312,14 @@ class Generation:
         completes one. Raises ValueError when the generation is finished.
         """
 
+    @property
+    def eos_probability_max(self) -> float | None:
+        """Largest probability of an EOS token in the raw logits of any step, up to the first that reached 1e-6.
+
+        Below 1e-6 it is an upper bound that is below it too: then no step had an EOS token as likely as that. None
+        without EOS tokens.
+        """
+
 @final
 class Emission:
     """What one step gave one sequence. Frozen."""
@@ -290,7 +346,7 @@ class Emission:
     def rank(self) -> int | None:
         """Place of the chosen token by probability, from 1, when log probabilities are asked for.
 
-        Among equals, tokens that a processor removed included, the lower id comes first.
+        Among equals the lower id comes first.
         """
 
     @property
@@ -311,11 +367,18 @@ class Sampler:
         Rows are spread over them only where a batch is large enough to gain by it.
         """
     def step(
-        self, logits: NDArray[np.float32] | NDArray[np.uint16], generations: Sequence[Generation]
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        generations: Sequence[Generation],
+        *,
+        guidance: Sequence[int] | None = None,
     ) -> list[Emission]:
-        """Choose and append one token per row.
+        """Choose and append one token per generation.
 
         ``logits``: float32, or bfloat16 bits as uint16, ``[len(generations), vocab]``, C-contiguous; not changed.
+        ``guidance``: for each generation the row of ``logits`` that the model gives without its prompt, -1 for none;
+        such rows stand behind the generations' own. Exactly those with a guidance_scale other than 1 have one.
+
         A row's result does not depend on the other rows. Raises ValueError on a shape mismatch (the columns must be the
         ``vocab_size`` of each generation's SamplingParams), on a finished generation and on one that occurs twice.
         """
@@ -349,12 +412,17 @@ class Sampler:
         """
 
     def processed_logits(
-        self, logits: NDArray[np.float32] | NDArray[np.uint16], generation: Generation
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        generation: Generation,
+        *,
+        unconditional: NDArray[np.float32] | NDArray[np.uint16] | None = None,
     ) -> NDArray[np.float32]:
         """Logits ``[vocab]`` as the next step's draw (or greedy choice) sees them; changes nothing.
 
-        ``logits``: one row ``[vocab]``. Tokens that a processor or warper removed are at -infinity. Raises ValueError
-        on a shape mismatch and where ``step`` would give an Emission with ``error``.
+        ``logits``: one row ``[vocab]``; ``unconditional``: the one without the prompt, with a guidance_scale other than
+        1. Tokens that a processor or warper removed are at -infinity. Raises ValueError on a shape mismatch and where
+        ``step`` would give an Emission with ``error``.
         """
 
 @final
@@ -439,6 +507,7 @@ class Linear4Bit:
         They do not overlap. Raises ValueError on a shape mismatch.
         """
 
+@final
 class BeamSearch:
     """The state of one beam search or, with ``do_sample``, of one beam sampling, equal to transformers'."""
 

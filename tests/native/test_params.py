@@ -28,6 +28,26 @@ BAD_SAMPLING: list[tuple[str, Any, str]] = [
     *[("seed", value, "seed") for value in (2**63, -(2**63) - 1, HUGE)],
     *[("logprobs", value, "logprobs") for value in (-1, VOCAB + 1)],
     *[("vocab_size", value, "vocab_size") for value in (0, -1, 2**32)],
+    *[("top_h", value, "top_h") for value in (0.0, -0.5, 1.0000001, math.nan)],
+    *[(name, value, name) for name in ("epsilon_cutoff", "eta_cutoff") for value in (-1e-9, 1.0, math.nan, math.inf)],
+    *[("min_tokens_to_keep", value, "min_tokens_to_keep") for value in (0, -1)],
+    *[("encoder_repetition_penalty", value, "encoder_repetition_penalty") for value in (0.0, -1.0, math.nan, math.inf)],
+    *[
+        (name, value, name)
+        for name in ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size")
+        for value in (-1, -HUGE)
+    ],
+    *[("sequence_bias", [((3,), value)], "sequence_bias[0].bias") for value in (100.1, -100.1, math.nan, math.inf)],
+    *[("sequence_bias", [((1, token), 1.0)], "sequence_bias[0][1]") for token in (-1, VOCAB, HUGE)],
+    ("sequence_bias", [((), 1.0)], "sequence_bias[0]"),
+    ("sequence_bias", [((1, 2), 1.0), ((2,), 1.0), ([1, 2], -1.0)], "sequence_bias[2]"),
+    *[("bad_words_ids", [[1], [2, token]], "bad_words_ids[1][1]") for token in (-1, VOCAB)],
+    ("bad_words_ids", [[1], []], "bad_words_ids[1]"),
+    *[("begin_suppress_tokens", [token], "begin_suppress_tokens[0]") for token in (-1, VOCAB)],
+    *[("allowed_token_ids", [token], "allowed_token_ids[0]") for token in (-1, VOCAB)],
+    ("allowed_token_ids", [], "allowed_token_ids"),
+    *[("forced_bos_token_id", token, "forced_bos_token_id") for token in (-1, VOCAB, HUGE)],
+    *[("guidance_scale", value, "guidance_scale") for value in (-100.1, 100.1, math.nan, math.inf)],
 ]
 
 BAD_STOPPING: list[tuple[str, Any, str]] = [
@@ -36,6 +56,13 @@ BAD_STOPPING: list[tuple[str, Any, str]] = [
     *[("eos_token_ids", [1, token], "eos_token_id[1]") for token in (-1, VOCAB)],
     *[("stop_token_ids", [token], "stop_token_ids[0]") for token in (-1, VOCAB, HUGE)],
     ("stop_strings", ["a", ""], "stop_strings[1]"),
+    ("min_length", -1, "min_length"),
+    *[("forced_eos_token_ids", [token], "forced_eos_token_id[0]") for token in (-1, VOCAB)],
+    *[
+        ("exponential_decay_length_penalty", (0, value), "exponential_decay_length_penalty.decay_factor")
+        for value in (0.0, -1.0, math.nan, math.inf)
+    ],
+    ("exponential_decay_length_penalty", (-1, 1.0), "exponential_decay_length_penalty.start_index"),
 ]
 
 GOOD_SAMPLING: list[dict[str, Any]] = [
@@ -48,6 +75,10 @@ GOOD_SAMPLING: list[dict[str, Any]] = [
     {"seed": 2**63 - 1, "logprobs": 0, "processed_logprobs": True},
     {"logprobs": VOCAB, "suppress_tokens": np.array([0, 99])},
     {"vocab_size": 8},
+    {"top_h": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.999, "min_tokens_to_keep": 1, "guidance_scale": -100},
+    {"top_h": None, "allowed_token_ids": None, "forced_bos_token_id": None, "logprobs": None, "logit_bias": None},
+    {"allowed_token_ids": [0], "forced_bos_token_id": VOCAB - 1, "guidance_scale": 100.0},
+    {"sequence_bias": (((0, 1), 100.0), ([0], -100)), "bad_words_ids": ([0], (1, 99)), "no_repeat_ngram_size": 10**9},
 ]
 
 
@@ -64,7 +95,7 @@ def violations(call: Any, /, **arguments: Any) -> list[tuple[str, str, str]]:
 def test_sampling_refuses_naming_field_rule_and_value(name: str, value: Any, field: str) -> None:
     found = violations(_native.SamplingParams, **{"vocab_size": VOCAB, name: value})
     assert [entry[0] for entry in found] == [field]
-    assert found[0][1].startswith("must be")
+    assert found[0][1].startswith("must")
     assert found[0][2]
 
 
@@ -115,7 +146,29 @@ def test_stopping_accepts_its_edges() -> None:
     )
 
 
-@pytest.mark.parametrize("arguments", [{"temperature": "hot"}, {"top_k": 1.5}, {"suppress_tokens": 3}, {"unknown": 1}])
-def test_wrong_types_are_type_errors(arguments: dict[str, Any]) -> None:
-    with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"temperature": "hot"},
+        {"top_k": 1.5},
+        {"suppress_tokens": 3},
+        {"unknown": 1},
+        {"sequence_bias": [(1, 2.0)]},
+        {"sequence_bias": 1},
+        {"bad_words_ids": [1]},
+        {"logit_bias": [1]},
+        {"logit_bias": {1: "much"}},
+        {"do_sample": None},
+        {"forced_bos_token_id": 1.5},
+    ],
+)
+def test_wrong_types_are_type_errors_that_name_the_argument(arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=f"'{next(iter(arguments))}'"):
         _native.SamplingParams(vocab_size=VOCAB, **arguments)
+
+
+def test_what_has_no_default_must_be_given() -> None:
+    with pytest.raises(TypeError, match="'vocab_size'"):
+        _native.SamplingParams()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'max_new_tokens'"):
+        _native.StoppingParams(vocab_size=VOCAB)  # type: ignore[call-arg]

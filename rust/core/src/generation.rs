@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::logits::candidates::RowError;
 use crate::logits::history::History;
 use crate::logits::logprobs::Logprobs;
-use crate::logits::{Pipeline, Settings};
+use crate::logits::{Pipeline, Settings, eos};
 use crate::params::{SamplingParams, StoppingParams, checked_ids};
 use crate::rng;
 use crate::stop::StopMatcher;
@@ -64,6 +64,7 @@ pub struct Generation {
     matcher: StopMatcher,
     piece: String,
     is_finished: bool,
+    eos_probability_max: f64,
     #[cfg(test)]
     panics_at: Option<Place>,
 }
@@ -108,14 +109,33 @@ impl Generation {
             history: History::new(prompt),
             sequence_index,
             detokenizer: Detokenizer::new(tokenizer, skip_special_tokens),
-            matcher: StopMatcher::new(stopping.stop_automaton.clone()),
+            matcher: StopMatcher::new(stopping.stop_automaton().clone()),
             piece: String::new(),
             is_finished: false,
+            eos_probability_max: 0.0,
             #[cfg(test)]
             panics_at: None,
             sampling,
             stopping,
         })
+    }
+
+    /// EOS tokens whose probability is still to be watched: all, until one was likely.
+    #[must_use]
+    pub fn watched_eos(&self) -> &[u32] {
+        if self.eos_probability_max < eos::LIKELY { &self.stopping.eos_token_ids } else { &[] }
+    }
+
+    /// Takes note of the [`eos::probability`] of one step.
+    pub fn note_eos_probability(&mut self, probability: f64) {
+        self.eos_probability_max = self.eos_probability_max.max(probability);
+    }
+
+    /// The largest probability that an EOS token had in the raw logits of any step so far, up to the first that was at
+    /// least [`eos::LIKELY`]; below it, an upper bound that is below it too. `None` without EOS tokens.
+    #[must_use]
+    pub fn eos_probability_max(&self) -> Option<f64> {
+        (!self.stopping.eos_token_ids.is_empty()).then_some(self.eos_probability_max)
     }
 
     /// How to turn logits into a token.

@@ -8,8 +8,8 @@ pub use verify::Drafted;
 
 use crate::generation::{Emission, Generation};
 use crate::logits::candidates::{Buffers, Candidates, RowError};
-use crate::logits::kernels;
 use crate::logits::logprobs::{self, Logprobs};
+use crate::logits::{eos, guidance, invalid, kernels};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -83,12 +83,71 @@ pub enum BatchError {
     /// A generation takes no more tokens.
     #[error("generation {0} is finished")]
     Finished(usize),
+    /// Guidance is not one entry per generation.
+    #[error("{count} entries of guidance for {rows} generations")]
+    GuidanceCount {
+        /// Entries given.
+        count: usize,
+        /// Generations given.
+        rows: usize,
+    },
+    /// A generation with a guidance scale has no unconditional row, or one without has one.
+    #[error("generation {index} has guidance_scale {scale}, which does not go with its entry of guidance")]
+    Guidance {
+        /// Place in the batch.
+        index: usize,
+        /// Its scale.
+        scale: String,
+    },
+    /// An unconditional row is not one of those behind the generations' own.
+    #[error("the unconditional row of generation {index}, {row}, is not one of those from {first} to {last}")]
+    GuidanceRow {
+        /// Place in the batch.
+        index: usize,
+        /// Row given.
+        row: usize,
+        /// First possible row.
+        first: usize,
+        /// Last possible row.
+        last: usize,
+    },
+}
+
+/// Logits `[rows, width]` of a batch: the generations' own rows, then those that guide some of them.
+#[derive(Debug, Clone, Copy)]
+struct Batch<'a> {
+    logits: Logits<'a>,
+    width: usize,
+    /// Per generation the row without its prompt; empty where no generation has one.
+    guidance: &'a [Option<usize>],
+}
+
+impl<'a> Batch<'a> {
+    fn rows_of(self, index: usize) -> Rows<'a> {
+        let row = |index| self.logits.rows(index, 1, self.width);
+        Rows { own: row(index), unconditional: self.guidance.get(index).copied().flatten().map(row) }
+    }
+}
+
+/// What one generation's next token is chosen from, each `[V]`.
+#[derive(Debug, Clone, Copy)]
+struct Rows<'a> {
+    own: Logits<'a>,
+    unconditional: Option<Logits<'a>>,
+}
+
+/// What a row gave.
+struct Choice {
+    token: u32,
+    logprobs: Option<Logprobs>,
+    eos_probability: f64,
 }
 
 /// Memory of one thread, reused from row to row.
 #[derive(Debug, Default)]
 struct Worker {
     widened: Vec<f32>,
+    unconditional: Vec<f32>,
     edited: Vec<f32>,
     buffers: Buffers,
 }
@@ -110,6 +169,10 @@ impl Sampler {
 
     /// Chooses and appends one token per row of `logits` `[generations.len(), width]`.
     ///
+    /// With `guidance`, one entry per generation, `logits` has more rows behind these, and an entry is the index of the
+    /// row that the same model gives without the prompt; every generation whose guidance scale is not 1 needs one, and
+    /// no other may have one.
+    ///
     /// A row's result does not depend on the other rows. A row without a usable token fails alone, and so does one
     /// whose step panics.
     ///
@@ -120,12 +183,14 @@ impl Sampler {
         logits: Logits<'_>,
         width: usize,
         generations: &mut [&mut Generation],
+        guidance: Option<&[Option<usize>]>,
     ) -> Result<Vec<Emission>, BatchError> {
         let rows = generations.len();
-        check(logits, width, generations.iter().map(|generation| &**generation))?;
+        check(logits, width, generations.iter().map(|generation| &**generation), guidance)?;
         if let Some(index) = generations.iter().position(|generation| generation.is_finished()) {
             return Err(BatchError::Finished(index));
         }
+        let batch = Batch { logits, width, guidance: guidance.unwrap_or_default() };
         let threads = if logits.len() < THREADS_FROM { 1 } else { self.threads.get().min(rows.max(1)) };
         self.workers.resize_with(self.workers.len().max(threads), Worker::default);
         let share = rows.div_ceil(threads).max(1);
@@ -133,14 +198,10 @@ impl Sampler {
         std::thread::scope(|scope| {
             let mut parts = generations.chunks_mut(share).zip(&mut self.workers).zip((0..).step_by(share));
             let own = parts.next();
-            let others: Vec<_> = parts
-                .map(|((part, worker), first)| {
-                    let logits = logits.rows(first, part.len(), width);
-                    scope.spawn(move || worker.step(logits, width, part))
-                })
-                .collect();
+            let others: Vec<_> =
+                parts.map(|((part, worker), first)| scope.spawn(move || worker.step(batch, first, part))).collect();
             if let Some(((part, worker), first)) = own {
-                emissions.extend(worker.step(logits.rows(first, part.len(), width), width, part));
+                emissions.extend(worker.step(batch, first, part));
             }
             for other in others {
                 match other.join() {
@@ -160,14 +221,19 @@ impl Sampler {
     pub fn processed_logits(
         &mut self,
         logits: Logits<'_>,
+        unconditional: Option<Logits<'_>>,
         generation: &Generation,
     ) -> Result<Result<Vec<f32>, RowError>, BatchError> {
         let width = logits.len();
-        check(logits, width, std::iter::once(generation))?;
+        for row in std::iter::once(logits).chain(unconditional) {
+            check_shape(row, 1, width, std::iter::once(generation))?;
+        }
+        check_scale(0, generation, unconditional.is_some())?;
         self.workers.resize_with(self.workers.len().max(1), Worker::default);
         let mut processed = vec![0.0; width];
+        let rows = Rows { own: logits, unconditional };
         let result = self.workers.iter_mut().take(1).try_for_each(|worker| {
-            worker.candidates(logits, generation).map(|candidates| candidates.write_to(&mut processed))
+            worker.candidates(rows, generation).map(|(candidates, _)| candidates.write_to(&mut processed))
         });
         Ok(result.map(|()| processed))
     }
@@ -176,9 +242,32 @@ impl Sampler {
 fn check<'a>(
     logits: Logits<'_>,
     width: usize,
-    generations: impl ExactSizeIterator<Item = &'a Generation>,
+    generations: impl ExactSizeIterator<Item = &'a Generation> + Clone,
+    guidance: Option<&[Option<usize>]>,
 ) -> Result<(), BatchError> {
-    let rows = generations.len();
+    let own = generations.len();
+    let rows = if guidance.is_some() { (logits.len() / width.max(1)).max(own) } else { own };
+    check_shape(logits, rows, width, generations.clone())?;
+    let entries = guidance.unwrap_or_default();
+    if guidance.is_some() && entries.len() != own {
+        return Err(BatchError::GuidanceCount { count: entries.len(), rows: own });
+    }
+    for (index, generation) in generations.enumerate() {
+        let entry = entries.get(index).copied().flatten();
+        check_scale(index, generation, entry.is_some())?;
+        if let Some(row) = entry.filter(|row| !(own..rows).contains(row)) {
+            return Err(BatchError::GuidanceRow { index, row, first: own, last: rows.saturating_sub(1) });
+        }
+    }
+    Ok(())
+}
+
+fn check_shape<'a>(
+    logits: Logits<'_>,
+    rows: usize,
+    width: usize,
+    generations: impl Iterator<Item = &'a Generation>,
+) -> Result<(), BatchError> {
     if rows.checked_mul(width) != Some(logits.len()) {
         return Err(BatchError::Shape { count: logits.len(), rows, width });
     }
@@ -195,60 +284,97 @@ fn check_widths<'a>(width: usize, generations: impl Iterator<Item = &'a Generati
     Ok(())
 }
 
+#[allow(clippy::float_cmp)] // Off is exact.
+fn check_scale(index: usize, generation: &Generation, is_guided: bool) -> Result<(), BatchError> {
+    let scale = generation.sampling().guidance_scale;
+    if is_guided == (scale != 1.0) { Ok(()) } else { Err(BatchError::Guidance { index, scale: scale.to_string() }) }
+}
+
 impl Worker {
-    fn step(&mut self, logits: Logits<'_>, width: usize, generations: &mut [&mut Generation]) -> Vec<Emission> {
-        let rows = generations.iter_mut().enumerate();
-        rows.map(|(index, generation)| self.isolated_row(logits.rows(index, 1, width), generation)).collect()
+    fn step(&mut self, batch: Batch<'_>, first: usize, generations: &mut [&mut Generation]) -> Vec<Emission> {
+        let rows = generations.iter_mut().zip(first..);
+        rows.map(|(generation, index)| self.isolated_row(batch.rows_of(index), generation)).collect()
     }
 
     /// One row, whose panic ends its own sequence alone.
-    fn isolated_row(&mut self, row: Logits<'_>, generation: &mut Generation) -> Emission {
+    fn isolated_row(&mut self, rows: Rows<'_>, generation: &mut Generation) -> Emission {
         // What a panic leaves half changed is used no more: the memory is dropped, the sequence is finished.
-        catch_unwind(AssertUnwindSafe(|| self.row(row, generation))).unwrap_or_else(|_| {
+        catch_unwind(AssertUnwindSafe(|| self.row(rows, generation))).unwrap_or_else(|_| {
             *self = Self::default();
             generation.abandon()
         })
     }
 
-    fn row(&mut self, row: Logits<'_>, generation: &mut Generation) -> Emission {
-        match self.choose(row, generation) {
-            Ok((token, logprobs)) => generation.advance(token, logprobs),
+    fn row(&mut self, rows: Rows<'_>, generation: &mut Generation) -> Emission {
+        match self.choose(rows, generation) {
+            Ok(choice) => {
+                generation.note_eos_probability(choice.eos_probability);
+                generation.advance(choice.token, choice.logprobs)
+            }
             Err(error) => generation.fail(error),
         }
     }
 
-    fn choose(&mut self, row: Logits<'_>, generation: &Generation) -> Result<(u32, Option<Logprobs>), RowError> {
+    fn choose(&mut self, rows: Rows<'_>, generation: &Generation) -> Result<Choice, RowError> {
         let sampling = generation.sampling();
-        let mut candidates = self.candidates(row, generation)?;
+        let (mut candidates, eos_probability) = self.candidates(rows, generation)?;
         let token = if sampling.do_sample { candidates.draw(generation.uniform()) } else { candidates.best() };
         let logprobs = match sampling.logprobs {
             None => None,
             Some(count) if sampling.processed_logprobs => Some(logprobs::of_candidates(candidates, token, count)),
             Some(count) => {
-                let raw = row.widened(&mut self.widened);
+                let mut raw = rows.own.widened(&mut self.widened);
+                if generation.pipeline().mends_nan() {
+                    self.edited.clear();
+                    self.edited.extend_from_slice(raw);
+                    invalid::mend(&mut self.edited);
+                    raw = &self.edited;
+                }
                 Some(logprobs::of_row(raw, token, count, &mut self.buffers)?)
             }
         };
-        Ok((token, logprobs))
+        Ok(Choice { token, logprobs, eos_probability })
     }
 
-    /// Runs processors and warpers over one row.
-    fn candidates<'a>(&'a mut self, row: Logits<'a>, generation: &Generation) -> Result<Candidates<'a>, RowError> {
+    /// Runs guidance, processors and warpers over one row; beside what is left, how likely an EOS token was in the row
+    /// as it came.
+    fn candidates<'a>(
+        &'a mut self,
+        rows: Rows<'a>,
+        generation: &Generation,
+    ) -> Result<(Candidates<'a>, f64), RowError> {
         let (pipeline, history) = (generation.pipeline(), generation.history());
-        let mut row = row.widened(&mut self.widened);
-        if pipeline.edits(history) {
-            // A processor could hide a NaN, so the row is looked at before.
-            if self.buffers.finds_nan(row) {
-                return Err(RowError::Nan);
-            }
+        let mut row = rows.own.widened(&mut self.widened);
+        let mut scan = self.buffers.scan(row);
+        // A processor could hide a NaN, so it is looked for before.
+        if scan.has_nan && !pipeline.mends_nan() {
+            return Err(RowError::Nan);
+        }
+        let eos_probability = match generation.watched_eos() {
+            [] => 0.0,
+            ids => eos::probability(ids, row, scan, self.buffers.maxima()),
+        };
+        let is_guided = if let Some(unconditional) = rows.unconditional {
+            let other = unconditional.widened(&mut self.unconditional);
+            let scale = generation.sampling().guidance_scale;
+            guidance::guide((row, scan), (other, self.buffers.scan(other)), scale, &mut self.edited);
+            true
+        } else {
+            false
+        };
+        let edits = pipeline.edits(history);
+        if edits && !is_guided {
             self.edited.clear();
             self.edited.extend_from_slice(row);
+        }
+        if edits || is_guided {
             pipeline.process(history, &mut self.edited);
             row = &self.edited;
+            scan = self.buffers.scan(row);
         }
-        let mut candidates = Candidates::new(row, &mut self.buffers)?;
-        pipeline.warp(&mut candidates);
-        Ok(candidates)
+        let mut candidates = Candidates::scanned(row, scan, &mut self.buffers)?;
+        pipeline.warp(history, &mut candidates);
+        Ok((candidates, eos_probability))
     }
 }
 
@@ -276,7 +402,7 @@ pub(crate) mod tests {
 
     fn step(sampler: &mut Sampler, logits: &[f32], width: usize, generations: &mut [Generation]) -> Vec<Emission> {
         let mut borrowed: Vec<&mut Generation> = generations.iter_mut().collect();
-        sampler.step(Logits::F32(logits), width, &mut borrowed).unwrap()
+        sampler.step(Logits::F32(logits), width, &mut borrowed, None).unwrap()
     }
 
     #[test]

@@ -2,9 +2,8 @@
 
 use crate::errors::guard;
 use crate::ids::{Ids, Integer};
-use crate::sampling::{
-    LogitsArray, SamplingParams, StoppingParams, finish_reason, stop_string, stop_token_id, value_error,
-};
+use crate::params::{SamplingParams, StoppingParams};
+use crate::sampling::{LogitsArray, finish_reason, stop_string, stop_token_id, value_error};
 use crate::text::Tokenizer;
 use numpy::ndarray;
 use pyo3::exceptions::PyValueError;

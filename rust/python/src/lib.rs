@@ -5,6 +5,7 @@ mod drafts;
 mod errors;
 mod ids;
 mod kernels;
+mod params;
 mod sampling;
 mod text;
 
@@ -15,8 +16,9 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     text::register(module)?;
+    params::register(module)?;
     sampling::register(module)?;
-    kernels::register(module)?;
     drafts::register(module)?;
-    beams::register(module)
+    beams::register(module)?;
+    kernels::register(module)
 }

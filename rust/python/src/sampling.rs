@@ -2,112 +2,17 @@
 
 use crate::errors::{guard, to_py};
 use crate::ids::{Ids, Integer};
+use crate::params::{SamplingParams, StoppingParams};
 use crate::text::Tokenizer;
 use numpy::{Element, PyArray1, PyReadonlyArray, PyUntypedArrayMethods, ndarray};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::PyBackedStr;
-use pyo3::types::PyDict;
 use std::fmt::Display;
 use std::num::NonZero;
-use std::sync::Arc;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::generation::{self, FinishReason};
-use tokenwire_core::params::{self, SamplingOptions, StoppingOptions, checked_ids};
+use tokenwire_core::params::checked_ids;
 use tokenwire_core::sampler::{self, Drafted, Logits};
-
-/// How to turn logits into a token.
-#[pyclass(frozen, module = "tokenwire._native")]
-pub struct SamplingParams(pub Arc<params::SamplingParams>);
-
-#[pymethods]
-impl SamplingParams {
-    #[new]
-    #[pyo3(signature = (
-        *, vocab_size, do_sample = false, temperature = 1.0, top_k = Integer(0), top_p = 1.0, min_p = 0.0,
-        typical_p = 1.0, repetition_penalty = 1.0, presence_penalty = 0.0, frequency_penalty = 0.0, logit_bias = None,
-        suppress_tokens = Ids(Vec::new()), seed = Integer(0), logprobs = None, processed_logprobs = false,
-    ), text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, \
-        typical_p=1.0, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, logit_bias=None, \
-        suppress_tokens=(), seed=0, logprobs=None, processed_logprobs=False)")]
-    // The fields of GenerationConfig; a Python caller names each.
-    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)]
-    fn new(
-        py: Python<'_>,
-        vocab_size: Integer,
-        do_sample: bool,
-        temperature: f64,
-        top_k: Integer,
-        top_p: f64,
-        min_p: f64,
-        typical_p: f64,
-        repetition_penalty: f64,
-        presence_penalty: f64,
-        frequency_penalty: f64,
-        logit_bias: Option<&Bound<'_, PyDict>>,
-        suppress_tokens: Ids,
-        seed: Integer,
-        logprobs: Option<Integer>,
-        processed_logprobs: bool,
-    ) -> PyResult<Self> {
-        let biases = logit_bias.into_iter().flatten();
-        let logit_bias = biases.map(|(id, bias)| Ok((id.extract::<Integer>()?.clamped(), bias.extract()?)));
-        let options = SamplingOptions {
-            vocab_size: vocab_size.clamped(),
-            do_sample,
-            temperature,
-            top_k: top_k.clamped(),
-            top_p,
-            min_p,
-            typical_p,
-            repetition_penalty,
-            presence_penalty,
-            frequency_penalty,
-            logit_bias: logit_bias.collect::<PyResult<_>>()?,
-            suppress_tokens: suppress_tokens.0,
-            seed: seed.0,
-            logprobs: logprobs.map(|count| count.clamped()),
-            processed_logprobs,
-        };
-        guard(py, || params::SamplingParams::new(&options)).map(|params| Self(Arc::new(params)))
-    }
-}
-
-/// When a sequence ends.
-#[pyclass(frozen, module = "tokenwire._native")]
-pub struct StoppingParams(pub Arc<params::StoppingParams>);
-
-#[pymethods]
-impl StoppingParams {
-    #[new]
-    #[pyo3(signature = (
-        *, vocab_size, max_new_tokens, min_new_tokens = Integer(0), eos_token_ids = Ids(Vec::new()),
-        stop_token_ids = Ids(Vec::new()), stop_strings = Vec::new(), include_stop_string = false,
-    ), text_signature = "(*, vocab_size, max_new_tokens, min_new_tokens=0, eos_token_ids=(), stop_token_ids=(), \
-        stop_strings=(), include_stop_string=False)")]
-    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // As above.
-    fn new(
-        py: Python<'_>,
-        vocab_size: Integer,
-        max_new_tokens: Integer,
-        min_new_tokens: Integer,
-        eos_token_ids: Ids,
-        stop_token_ids: Ids,
-        stop_strings: Vec<PyBackedStr>,
-        include_stop_string: bool,
-    ) -> PyResult<Self> {
-        let options = StoppingOptions {
-            vocab_size: vocab_size.clamped(),
-            max_new_tokens: max_new_tokens.clamped(),
-            min_new_tokens: min_new_tokens.clamped(),
-            eos_token_ids: eos_token_ids.0,
-            stop_token_ids: stop_token_ids.0,
-            stop_strings: stop_strings.iter().map(ToString::to_string).collect(),
-            include_stop_string,
-        };
-        guard(py, || params::StoppingParams::new(&options)).map(|params| Self(Arc::new(params)))
-    }
-}
 
 /// The state of one sequence.
 #[pyclass(module = "tokenwire._native")]
@@ -158,6 +63,11 @@ impl Generation {
         }
         let generation = &mut self.0;
         guard(py, || Ok(generation.end())).map(Emission)
+    }
+
+    #[getter]
+    fn eos_probability_max(&self) -> Option<f64> {
+        self.0.eos_probability_max()
     }
 }
 
@@ -314,22 +224,26 @@ impl Sampler {
         Ok(Self(sampler::Sampler::new(count)))
     }
 
+    #[pyo3(signature = (logits, generations, *, guidance = None))]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn step(
         &mut self,
         py: Python<'_>,
         logits: &Bound<'_, PyAny>,
         generations: &Bound<'_, PyAny>,
+        guidance: Option<Vec<Integer>>,
     ) -> PyResult<Vec<Emission>> {
         let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
         let (shape, logits) = logits.view()?;
         let mut borrowed = borrow_all(generations, shape[0])?;
-        if borrowed.len() != shape[0] {
+        if borrowed.len() > shape[0] || (borrowed.len() < shape[0] && guidance.is_none()) {
             let message = format!("{} rows of logits for {} generations", shape[0], borrowed.len());
             return Err(PyValueError::new_err(message));
         }
+        let guidance = guidance.map(|rows| rows.iter().map(unconditional_row).collect::<Vec<_>>());
         let mut generations: Vec<_> = borrowed.iter_mut().map(|generation| &mut generation.0).collect();
         let sampler = &mut self.0;
-        let emissions = guard(py, || Ok(sampler.step(logits, shape[1], &mut generations)))?;
+        let emissions = guard(py, || Ok(sampler.step(logits, shape[1], &mut generations, guidance.as_deref())))?;
         Ok(emissions.map_err(value_error)?.into_iter().map(Emission).collect())
     }
 
@@ -374,24 +288,31 @@ impl Sampler {
         Ok(entries.map(|entry| (entry.chosen, entry.rank, entry.top)).collect())
     }
 
+    #[pyo3(signature = (logits, generation, *, unconditional = None))]
     fn processed_logits<'py>(
         &mut self,
         py: Python<'py>,
         logits: &Bound<'py, PyAny>,
         generation: &Bound<'py, Generation>,
+        unconditional: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyArray1<f32>>> {
         let logits = LogitsArray::<ndarray::Ix1>::new(logits)?;
         let (_, logits) = logits.view()?;
+        let unconditional = unconditional.map(LogitsArray::<ndarray::Ix1>::new).transpose()?;
+        let unconditional = unconditional.as_ref().map(LogitsArray::view).transpose()?.map(|(_, logits)| logits);
         let generation = generation.try_borrow()?;
         let (sampler, generation) = (&mut self.0, &generation.0);
-        let processed = guard(py, || Ok(sampler.processed_logits(logits, generation)))?;
+        let processed = guard(py, || Ok(sampler.processed_logits(logits, unconditional, generation)))?;
         Ok(PyArray1::from_vec(py, processed.map_err(value_error)?.map_err(value_error)?))
     }
 }
 
+/// `None` for -1; what is no index becomes one that no batch has.
+fn unconditional_row(row: &Integer) -> Option<usize> {
+    (row.0 != -1).then(|| usize::try_from(row.0).unwrap_or(usize::MAX))
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
-    module.add_class::<SamplingParams>()?;
-    module.add_class::<StoppingParams>()?;
     module.add_class::<Generation>()?;
     module.add_class::<Emission>()?;
     module.add_class::<Sampler>()

@@ -2,9 +2,18 @@
 
 from collections.abc import Callable
 
+import msgspec
+
 from tokenwire._native import BeamSearch, Generation, SamplingParams, StoppingParams, Tokenizer
 from tokenwire.engine.protocol import Submit
+from tokenwire.engine.ranges import SAMPLING_NAMES, STOPPING_NAMES
 from tokenwire.engine.settings import GenerationSettings
+
+
+def min_tokens_to_keep(settings: GenerationSettings) -> int:
+    """How many tokens the filters leave at least, as in transformers: a beam must be able to go on past any EOS."""
+    # transformers counts one EOS token where there is none.
+    return max(len(settings.eos_token_ids), 1) + 1 if settings.num_beams > 1 else 1
 
 
 def generation_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Submit], Generation]:
@@ -51,32 +60,20 @@ def beam_search_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Subm
 
 
 def _sampling_params(settings: GenerationSettings, vocab_size: int) -> SamplingParams:
+    values = msgspec.structs.asdict(settings)
     return SamplingParams(
         vocab_size=vocab_size,
-        do_sample=settings.do_sample,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-        typical_p=settings.typical_p,
-        repetition_penalty=settings.repetition_penalty,
-        presence_penalty=settings.presence_penalty,
-        frequency_penalty=settings.frequency_penalty,
-        logit_bias=settings.logit_bias,
-        suppress_tokens=settings.suppress_tokens,
-        seed=settings.seed,
+        min_tokens_to_keep=min_tokens_to_keep(settings),
         logprobs=settings.logprobs,
         processed_logprobs=settings.processed_logprobs,
+        **{name: values[name] for name in SAMPLING_NAMES},
     )
 
 
 def _stopping_params(settings: GenerationSettings, vocab_size: int) -> StoppingParams:
+    values = msgspec.structs.asdict(settings)
     return StoppingParams(
         vocab_size=vocab_size,
         max_new_tokens=settings.max_new_tokens,
-        min_new_tokens=settings.min_new_tokens,
-        eos_token_ids=settings.eos_token_ids,
-        stop_token_ids=settings.stop_token_ids,
-        stop_strings=settings.stop_strings,
-        include_stop_string=settings.include_stop_string,
+        **{name: values[name] for name in STOPPING_NAMES},
     )

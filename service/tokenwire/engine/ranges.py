@@ -1,30 +1,68 @@
-"""Which settings are outside their range: those of the logits as Rust says, the others as `strategy_ranges` says."""
+"""Which settings are outside their range: what Rust says, whose parameters hold the ranges."""
+
+import math
 
 import msgspec
 
 from tokenwire import _native
 from tokenwire.engine.settings import GenerationOverrides
-from tokenwire.engine.strategy_ranges import out_of_strategy_range
 from tokenwire.errors import Violation
 
 MAX_NEW_TOKENS = 2**31 - 1
 """What GenerationConfig's max_new_tokens can say at most, an int32."""
 
-_SAMPLING_NAMES = (
+SAMPLING_NAMES = (
     "do_sample",
     "temperature",
+    "top_h",
     "top_k",
     "top_p",
     "min_p",
     "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+    "watermark",
+    "renormalize_logits",
     "repetition_penalty",
+    "encoder_repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
     "logit_bias",
+    "sequence_bias",
+    "bad_words_ids",
     "suppress_tokens",
+    "begin_suppress_tokens",
+    "allowed_token_ids",
+    "forced_bos_token_id",
+    "remove_invalid_values",
+    "guidance_scale",
     "seed",
 )
-_STOPPING_NAMES = ("min_new_tokens", "eos_token_ids", "stop_token_ids", "stop_strings", "include_stop_string")
+"""Settings that ``_native.SamplingParams`` takes under the same names."""
+
+STOPPING_NAMES = (
+    "min_new_tokens",
+    "min_length",
+    "eos_token_ids",
+    "forced_eos_token_ids",
+    "exponential_decay_length_penalty",
+    "stop_token_ids",
+    "stop_strings",
+    "include_stop_string",
+)
+"""Settings that ``_native.StoppingParams`` takes under the same names."""
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("num_return_sequences", 1, math.inf),
+    ("num_beams", 1, math.inf),
+    ("length_penalty", -10, 10),
+    ("prompt_lookup_num_tokens", 0, 64),
+    ("max_matching_ngram_size", 1, 16),
+    ("num_assistant_tokens", 0, 64),
+)
+"""Settings of the strategies, which are no business of the sampler; where the end is infinite, ModelLimits has it."""
 
 
 def out_of_range(
@@ -36,8 +74,8 @@ def out_of_range(
     min_new_tokens where the overrides leave it open.
     """
     values = {name: value for name, value in msgspec.structs.asdict(overrides).items() if value is not None}
-    sampling = {name: values[name] for name in _SAMPLING_NAMES if name in values}
-    stopping = {name: values[name] for name in _STOPPING_NAMES if name in values}
+    sampling = {name: values[name] for name in SAMPLING_NAMES if name in values}
+    stopping = {name: values[name] for name in STOPPING_NAMES if name in values}
     found: list[tuple[str, str, str]] = []
     try:
         _native.SamplingParams(vocab_size=vocab_size, **sampling)
@@ -49,5 +87,14 @@ def out_of_range(
         )
     except _native.InvalidParametersError as error:
         found += error.violations
-    found += out_of_strategy_range(overrides)
+    # Rust has no max_length: it is a max_new_tokens once the prompt is known.
+    if overrides.max_length is not None and overrides.max_length < 1:
+        found.append(("max_length", "must be at least 1", str(overrides.max_length)))
+    if overrides.max_time is not None and not 0 < overrides.max_time < math.inf:
+        found.append(("max_time", "must be above 0 and finite", str(overrides.max_time)))
+    for name, low, high in _RANGES:
+        value = values.get(name)
+        if value is not None and not (low <= value <= high):
+            rule = f"must be from {low} to {high}" if high < math.inf else f"must be at least {low}"
+            found.append((name, rule, str(value)))
     return [Violation(field, rule, value) for field, rule, value in found]

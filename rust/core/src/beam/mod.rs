@@ -137,7 +137,7 @@ impl BeamSearch {
         let prompt = checked_ids("prompt_ids", prompt_ids, sampling.vocab_size)?;
         let watch = (!stopping.stop_strings.is_empty()).then(|| Watch {
             detokenizer: Detokenizer::new(tokenizer.clone(), skip_special_tokens),
-            matcher: StopMatcher::new(stopping.stop_automaton.clone()),
+            matcher: StopMatcher::new(stopping.stop_automaton().clone()),
         });
         Ok(Self {
             pipeline: Pipeline::new(&Settings { sampling: &sampling, stopping: &stopping }),
@@ -329,7 +329,7 @@ impl BeamSearch {
     /// Text and reason, as a sequence on its own would get them.
     fn answer(&self, tokens: &[u32], score: f32) -> Answer {
         let mut detokenizer = Detokenizer::new(self.tokenizer.clone(), self.skip_special_tokens);
-        let mut matcher = StopMatcher::new(self.stopping.stop_automaton.clone());
+        let mut matcher = StopMatcher::new(self.stopping.stop_automaton().clone());
         let (mut piece, mut text, mut stop) = (String::new(), String::new(), None);
         for &token in tokens {
             piece.clear();
@@ -369,7 +369,7 @@ impl Memory {
         widened.extend_from_slice(logprobs);
         match Candidates::new(widened, buffers) {
             Ok(mut candidates) => {
-                pipeline.warp(&mut candidates);
+                pipeline.warp(history, &mut candidates);
                 candidates.write_to(logprobs);
                 Ok(())
             }

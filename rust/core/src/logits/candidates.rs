@@ -1,6 +1,12 @@
 //! The tokens that the draw may choose, and their logits.
 
-use super::kernels::{self, BLOCK};
+mod narrowing;
+mod outcome;
+mod rewriting;
+
+pub use narrowing::Ties;
+
+use super::kernels::{self, BLOCK, Scan};
 use super::select::{self, Scratch};
 
 /// A row stays whole while at least one in this many of its logits is left: cutting in place is cheaper than a list.
@@ -42,9 +48,16 @@ impl Buffers {
         }
     }
 
-    /// Whether `row` holds NaN.
-    pub fn finds_nan(&mut self, row: &[f32]) -> bool {
-        kernels::scan(row, &mut self.maxima).has_nan
+    /// The largest logit of `row`, and whether it holds NaN; the maxima of its chunks stay here for
+    /// [`Candidates::scanned`].
+    pub fn scan(&mut self, row: &[f32]) -> Scan {
+        kernels::scan(row, &mut self.maxima)
+    }
+
+    /// Maxima of the chunks of the row that was scanned last.
+    #[must_use]
+    pub fn maxima(&self) -> &[f32] {
+        &self.maxima
     }
 }
 
@@ -72,6 +85,8 @@ pub struct Candidates<'a> {
     temperature: f32,
     /// Value and position below which a whole row is still to be cut. Never pending together with a temperature.
     floor: Option<(f32, u32)>,
+    /// What tokens that are not in the list show as.
+    removed: f32,
 }
 
 impl<'a> Candidates<'a> {
@@ -80,14 +95,30 @@ impl<'a> Candidates<'a> {
     /// # Errors
     /// When the row holds NaN or nothing above -infinity.
     pub fn new(row: &'a [f32], buffers: &'a mut Buffers) -> Result<Self, RowError> {
-        let scan = kernels::scan(row, &mut buffers.maxima);
+        let scan = buffers.scan(row);
+        Self::scanned(row, scan, buffers)
+    }
+
+    /// All tokens of `row` `[V]`, whose [`Buffers::scan`] is at hand: the last one of these buffers.
+    ///
+    /// # Errors
+    /// When the row holds NaN or nothing above -infinity.
+    pub fn scanned(row: &'a [f32], scan: Scan, buffers: &'a mut Buffers) -> Result<Self, RowError> {
         if scan.has_nan {
             return Err(RowError::Nan);
         }
         if scan.max == f32::NEG_INFINITY {
             return Err(RowError::NoTokenAllowed);
         }
-        let mut candidates = Self { row, buffers, form: Form::Row, max: scan.max, temperature: 1.0, floor: None };
+        let mut candidates = Self {
+            row,
+            buffers,
+            form: Form::Row,
+            max: scan.max,
+            temperature: 1.0,
+            floor: None,
+            removed: f32::NEG_INFINITY,
+        };
         if scan.max == f32::INFINITY {
             candidates.keep_infinite();
         }
@@ -216,30 +247,6 @@ impl<'a> Candidates<'a> {
         if self.form != Form::List {
             self.gather(f32::MIN);
         }
-    }
-
-    /// Keeps tokens whose key, in `keys` of the scratch, is at most `last`: any, but at least one.
-    pub fn keep_keys_up_to(&mut self, last: f32) {
-        self.settle();
-        let Buffers { copy, ids, values, positions, scratch, .. } = &mut *self.buffers;
-        let keys = &scratch.keys;
-        if self.form == Form::List {
-            kernels::positions_up_to(values, keys, last, positions);
-            // Positions ascend, so nothing is overwritten before it is read.
-            for (place, &position) in positions.iter().enumerate() {
-                ids[place] = ids[position as usize];
-                values[place] = values[position as usize];
-            }
-            ids.truncate(positions.len());
-            values.truncate(positions.len());
-        } else {
-            let row: &[f32] = if self.form == Form::Copy { copy } else { self.row };
-            kernels::positions_up_to(row, keys, last, ids);
-            values.clear();
-            values.extend(ids.iter().filter_map(|&id| row.get(id as usize)));
-            self.form = Form::List;
-        }
-        self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }
 
     /// Makes a list of the stored logits of at least `threshold`, those at -infinity never.
@@ -373,81 +380,5 @@ impl<'a> Candidates<'a> {
             self.settle_floor();
         }
         chosen.map_or_else(|| self.best(), |position| self.id_at(position))
-    }
-
-    /// Natural logarithm of the sum of `exp(logit - max)`.
-    pub fn log_normalizer(&mut self) -> f64 {
-        self.settle_floor();
-        kernels::exp_sum(self.stored(), self.max, self.temperature.recip()).ln()
-    }
-
-    /// Log probability of `id`, given the [`Candidates::log_normalizer`]; -infinity for a token that was removed.
-    #[must_use]
-    pub fn logprob(&self, id: u32, log_normalizer: f64) -> f32 {
-        let position = match self.form {
-            Form::List => self.buffers.ids.binary_search(&id).ok(),
-            _ => Some(id as usize),
-        };
-        let value = position.and_then(|position| self.stored().get(position)).copied();
-        self.logprob_of(value.unwrap_or(f32::NEG_INFINITY), log_normalizer)
-    }
-
-    /// Place of `id` by probability, from 1; among equals, those that were removed included, the lower id comes first.
-    #[must_use]
-    pub fn rank(&self, id: u32) -> usize {
-        let values = self.stored();
-        let place = match self.form {
-            Form::List => self.buffers.ids.binary_search(&id),
-            _ => Ok(id as usize),
-        };
-        match place {
-            Ok(place) => {
-                let value = values.get(place).copied().unwrap_or(f32::NEG_INFINITY);
-                let before = values.iter().take(place).filter(|&&other| other == value).count();
-                values.iter().filter(|&&other| other > value).count() + before + 1
-            }
-            // Behind all that are left, and behind the removed tokens of lower id.
-            Err(place) => values.len() + id as usize - place + 1,
-        }
-    }
-
-    fn logprob_of(&self, value: f32, log_normalizer: f64) -> f32 {
-        let distance = (f64::from(value) - f64::from(self.max)) / f64::from(self.temperature);
-        #[allow(clippy::cast_possible_truncation)]
-        let logprob = (distance - log_normalizer) as f32;
-        logprob.min(0.0)
-    }
-
-    /// The `count` most likely tokens with their log probabilities, best first, lower ids first among equals.
-    ///
-    /// Leaves no more than these and their ties: the last thing to ask.
-    #[must_use]
-    pub fn into_top(mut self, count: usize, log_normalizer: f64) -> Vec<(u32, f32)> {
-        if count == 0 {
-            return Vec::new();
-        }
-        let (max, temperature) = (self.max, std::mem::replace(&mut self.temperature, 1.0));
-        self.keep_top(count);
-        self.list();
-        let mut order: Vec<_> = self.buffers.ids.iter().copied().zip(self.buffers.values.iter().copied()).collect();
-        order.sort_by(|a, b| select::numerically(b.1, a.1).then(a.0.cmp(&b.0)));
-        order.truncate(count);
-        (self.max, self.temperature) = (max, temperature);
-        order.into_iter().map(|(id, value)| (id, self.logprob_of(value, log_normalizer))).collect()
-    }
-
-    /// Writes all V logits as the draw sees them, -infinity for tokens that were removed.
-    pub fn write_to(mut self, logits: &mut [f32]) {
-        self.settle();
-        if self.form == Form::List {
-            logits.fill(f32::NEG_INFINITY);
-            for (&id, &value) in self.buffers.ids.iter().zip(&self.buffers.values) {
-                if let Some(logit) = logits.get_mut(id as usize) {
-                    *logit = value;
-                }
-            }
-        } else {
-            logits.copy_from_slice(self.stored());
-        }
     }
 }

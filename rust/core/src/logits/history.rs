@@ -5,9 +5,12 @@ use std::collections::HashMap;
 /// Prompt and generated tokens of one sequence, with what the penalties ask of them kept up to date.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    prompt: Vec<u32>,
-    generated: Vec<u32>,
+    /// Prompt, then answer.
+    tokens: Vec<u32>,
+    prompt_len: usize,
     distinct: Vec<u32>,
+    /// How many of `distinct` the prompt gave.
+    prompt_distinct: usize,
     is_seen: Vec<u64>,
     counts: Vec<(u32, u32)>,
     count_index: HashMap<u32, usize>,
@@ -21,7 +24,9 @@ impl History {
         for &id in &prompt {
             history.see(id);
         }
-        history.prompt = prompt;
+        history.prompt_len = prompt.len();
+        history.prompt_distinct = history.distinct.len();
+        history.tokens = prompt;
         history
     }
 
@@ -33,7 +38,7 @@ impl History {
             Some((_, count)) => *count += 1,
             None => self.counts.push((id, 1)),
         }
-        self.generated.push(id);
+        self.tokens.push(id);
     }
 
     fn see(&mut self, id: u32) {
@@ -50,19 +55,31 @@ impl History {
     /// Tokens of the prompt.
     #[must_use]
     pub fn prompt(&self) -> &[u32] {
-        &self.prompt
+        self.tokens.get(..self.prompt_len).unwrap_or_default()
     }
 
     /// Tokens generated so far.
     #[must_use]
     pub fn generated(&self) -> &[u32] {
-        &self.generated
+        self.tokens.get(self.prompt_len..).unwrap_or_default()
+    }
+
+    /// Prompt and answer: what transformers' processors get as `input_ids`.
+    #[must_use]
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
     }
 
     /// Every token of prompt and answer once, by first occurrence.
     #[must_use]
     pub fn distinct(&self) -> &[u32] {
         &self.distinct
+    }
+
+    /// Every token of the prompt once, by first occurrence.
+    #[must_use]
+    pub fn distinct_prompt(&self) -> &[u32] {
+        self.distinct.get(..self.prompt_distinct).unwrap_or_default()
     }
 
     /// Every generated token once, with how often it was generated.

@@ -7,7 +7,7 @@ use super::candidates::{Buffers, Candidates, RowError};
 pub struct Logprobs {
     /// Of the chosen token; -infinity where a processor removed it.
     pub chosen: f32,
-    /// Place of the chosen token among all V by probability, from 1; among equals the lower id comes first.
+    /// The chosen token's place by probability, from 1; among equals the lower id comes first.
     pub rank: usize,
     /// The most likely tokens, best first, lower ids first among equals.
     pub top: Vec<(u32, f32)>,

@@ -1,25 +1,35 @@
 //! From the model's logits to the distribution that the draw sees, equal to transformers' logits processors.
 //!
 //! Two kinds of steps run in a fixed order. A [`Processor`] edits single logits and runs always; a [`Warper`] narrows
-//! the choice and runs only when sampling. **Adding one**: write it in a module here (a type, its trait, and a function
-//! that makes it from the [`Settings`] or returns `None` when it is off) and put that function in its place in
-//! [`PROCESSORS`] or [`WARPERS`]. The order of these tables is the order of transformers' `_get_logits_processor`.
+//! the choice, and most run only when sampling. **Adding one**: write it in a module here (a type, its trait, and a
+//! function that makes it from the [`Settings`] or returns `None` when it is off) and put that function in its place in
+//! [`PROCESSORS`], [`WARPERS`] or [`FINISHERS`]. The order of these tables is the order of transformers'
+//! `_get_logits_processor`; [`guidance`] alone comes before them, because it needs a second row.
 //!
 //! Infinities: `-inf` is a token that is not allowed. Tokens at `+inf` share the probability equally, the limit of
 //! logits that grow together (transformers fails when it samples from such a row, and takes the first when greedy, as
-//! is done here).
+//! is done here). NaN fails its row, and reaches the processors only where one of them mends it.
 
 // Ties and settings that are off are exact.
 #![allow(clippy::float_cmp)]
 
 pub mod candidates;
 mod constraints;
+mod entropy;
+pub mod eos;
 mod filters;
+pub mod guidance;
 pub mod history;
+pub mod invalid;
 pub mod kernels;
+mod length;
 pub mod logprobs;
+mod ngrams;
+mod normalization;
 mod penalties;
 mod select;
+mod sequences;
+mod watermark;
 
 use crate::params::{SamplingParams, StoppingParams};
 use candidates::Candidates;
@@ -31,14 +41,14 @@ pub trait Processor: Debug + Send + Sync {
     /// Whether this step changes anything. When no processor does, the row is not even copied.
     fn is_active(&self, history: &History) -> bool;
 
-    /// Changes `logits` `[V]`; the row holds no NaN, before or after.
+    /// Changes `logits` `[V]`.
     fn process(&self, history: &History, logits: &mut [f32]);
 }
 
 /// Narrows the tokens that the draw may choose.
 pub trait Warper: Debug + Send + Sync {
     /// Removes or rescales candidates; at least one stays.
-    fn warp(&self, candidates: &mut Candidates<'_>);
+    fn warp(&self, history: &History, candidates: &mut Candidates<'_>);
 }
 
 /// What a step is made from.
@@ -55,22 +65,46 @@ type MakeWarper = fn(&Settings<'_>) -> Option<Box<dyn Warper>>;
 
 /// The processors, in order.
 const PROCESSORS: &[MakeProcessor] = &[
+    sequences::sequence_bias,
+    penalties::encoder_repetition,
     penalties::repetition,
-    constraints::min_new_tokens,
+    ngrams::no_repeat_ngram,
+    ngrams::encoder_no_repeat_ngram,
+    sequences::bad_words,
+    length::min_length,
+    length::min_new_tokens,
+    constraints::allowed_tokens,
+    length::forced_bos,
+    length::forced_eos,
+    invalid::remove_invalid,
+    length::exponential_decay,
     constraints::suppress_tokens,
+    constraints::begin_suppress_tokens,
     penalties::logit_bias,
     penalties::presence_and_frequency,
 ];
 
-/// The warpers, in order.
-const WARPERS: &[MakeWarper] =
-    &[filters::temperature, filters::top_k, filters::top_p, filters::min_p, filters::typical_p];
+/// The warpers of sampling, in order.
+const WARPERS: &[MakeWarper] = &[
+    filters::temperature,
+    entropy::top_h,
+    filters::top_k,
+    filters::top_p,
+    filters::min_p,
+    entropy::typical_p,
+    entropy::epsilon_cutoff,
+    entropy::eta_cutoff,
+];
+
+/// The warpers behind them, whether sampling or not.
+const FINISHERS: &[MakeWarper] = &[watermark::green_list, watermark::synth_id_text, normalization::renormalize];
 
 /// The steps that are on for one sequence.
 #[derive(Debug)]
 pub struct Pipeline {
     processors: Vec<Box<dyn Processor>>,
     warpers: Vec<Box<dyn Warper>>,
+    mends_nan: bool,
 }
 
 impl Pipeline {
@@ -80,8 +114,15 @@ impl Pipeline {
         let warpers = if settings.sampling.do_sample { WARPERS } else { &[] };
         Self {
             processors: PROCESSORS.iter().filter_map(|make| make(settings)).collect(),
-            warpers: warpers.iter().filter_map(|make| make(settings)).collect(),
+            warpers: warpers.iter().chain(FINISHERS).filter_map(|make| make(settings)).collect(),
+            mends_nan: settings.sampling.remove_invalid_values,
         }
+    }
+
+    /// Whether the processors take rows that hold NaN.
+    #[must_use]
+    pub fn mends_nan(&self) -> bool {
+        self.mends_nan
     }
 
     /// Whether [`Pipeline::process`] would change anything.
@@ -98,9 +139,9 @@ impl Pipeline {
     }
 
     /// Runs the warpers.
-    pub fn warp(&self, candidates: &mut Candidates<'_>) {
+    pub fn warp(&self, history: &History, candidates: &mut Candidates<'_>) {
         for warper in &self.warpers {
-            warper.warp(candidates);
+            warper.warp(history, candidates);
         }
     }
 }

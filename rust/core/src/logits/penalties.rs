@@ -20,10 +20,37 @@ impl Processor for RepetitionPenalty {
     }
 
     fn process(&self, history: &History, logits: &mut [f32]) {
-        for &id in history.distinct() {
-            if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit < 0.0 { *logit * self.penalty } else { *logit / self.penalty };
-            }
+        penalize(history.distinct(), self.penalty, logits);
+    }
+}
+
+/// transformers' `EncoderRepetitionPenaltyLogitsProcessor`: the inverse penalty, over the prompt, which is what
+/// `generate` passes as the encoder's input of a decoder-only model.
+#[derive(Debug)]
+struct EncoderRepetitionPenalty {
+    inverse: f32,
+}
+
+pub fn encoder_repetition(settings: &Settings<'_>) -> Option<Box<dyn Processor>> {
+    let penalty = settings.sampling.encoder_repetition_penalty;
+    let inverse = narrow_positive(penalty.recip());
+    (penalty != 1.0).then(|| Box::new(EncoderRepetitionPenalty { inverse }) as _)
+}
+
+impl Processor for EncoderRepetitionPenalty {
+    fn is_active(&self, history: &History) -> bool {
+        !history.distinct_prompt().is_empty()
+    }
+
+    fn process(&self, history: &History, logits: &mut [f32]) {
+        penalize(history.distinct_prompt(), self.inverse, logits);
+    }
+}
+
+fn penalize(ids: &[u32], penalty: f32, logits: &mut [f32]) {
+    for &id in ids {
+        if let Some(logit) = logits.get_mut(id as usize) {
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
         }
     }
 }
@@ -86,7 +113,7 @@ impl Processor for PresenceAndFrequency {
 
 /// As `f32`, the type of the arithmetic.
 #[allow(clippy::cast_possible_truncation)]
-fn narrow(value: f64) -> f32 {
+pub(super) fn narrow(value: f64) -> f32 {
     value as f32
 }
 

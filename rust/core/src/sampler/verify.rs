@@ -1,6 +1,6 @@
 //! A step in which sequences bring drafted tokens: guesses of what they will generate next.
 
-use super::{BatchError, Logits, Sampler, THREADS_FROM, Worker, check_widths};
+use super::{BatchError, Logits, Rows, Sampler, THREADS_FROM, Worker, check_scale, check_widths};
 use crate::generation::{Emission, Generation};
 
 /// A sequence and the tokens that somebody guessed for it.
@@ -35,7 +35,7 @@ impl Sampler {
     /// from p is d with the same probability p(d), and given that it is not, it has that same distribution.
     ///
     /// # Errors
-    /// As [`Sampler::step`]; then nothing has changed. A row without a usable token fails its sequence alone, in the
+    /// As [`Sampler::step`]; then nothing has changed. Sequences with guidance are refused. A row without a usable token fails its sequence alone, in the
     /// last of its emissions, and so does one whose step panics.
     pub fn verify(
         &mut self,
@@ -48,6 +48,9 @@ impl Sampler {
             return Err(BatchError::Shape { count: logits.len(), rows: positions, width });
         }
         check_widths(width, rows.iter().map(|row| &*row.generation))?;
+        for (index, row) in rows.iter().enumerate() {
+            check_scale(index, row.generation, false)?;
+        }
         if let Some(index) = rows.iter().position(|row| row.generation.is_finished()) {
             return Err(BatchError::Finished(index));
         }
@@ -95,7 +98,8 @@ impl Worker {
     fn verify_row(&mut self, logits: Logits<'_>, width: usize, row: &mut Drafted<'_>) -> Vec<Emission> {
         let mut emissions = Vec::with_capacity(row.positions());
         for position in 0..row.positions() {
-            let emission = self.isolated_row(logits.rows(position, 1, width), row.generation);
+            let rows = Rows { own: logits.rows(position, 1, width), unconditional: None };
+            let emission = self.isolated_row(rows, row.generation);
             let came_true = emission.token.ok() == row.draft.get(position).copied();
             emissions.push(emission);
             if !came_true || row.generation.is_finished() {
@@ -125,7 +129,7 @@ mod tests {
             let mut alone = generations(batch.len(), width);
             let mut draft = Vec::new();
             for position in first.chunks(width).take(GUESSES) {
-                let emissions = sampler.step(Logits::F32(position), width, &mut [&mut alone[row]]).unwrap();
+                let emissions = sampler.step(Logits::F32(position), width, &mut [&mut alone[row]], None).unwrap();
                 draft.push(emissions[0].token.unwrap() + u32::from(draft.len() == row % (GUESSES + 1)));
             }
             drafts.push(draft);

@@ -2,9 +2,6 @@
 //!
 //! Within a block sums are `f32` in [`SUM_LANES`] lanes, across blocks `f64`.
 
-// Conditions joined without a branch, so that the loops around them vectorize.
-#![allow(clippy::needless_bitwise_bool)]
-
 use super::{BLOCK, append_positions};
 
 const SUM_LANES: usize = 16;
@@ -47,6 +44,25 @@ kernel! {
             total += block_exp_sum(block, max, rate);
         }
         total
+    }
+}
+
+/// Writes `b + scale * (a - b)` of two rows in log-softmax space, each given with its largest value and the logarithm of
+/// its sum of `exp(value - max)`; -infinity where both are.
+pub fn guide(a: (&[f32], (f32, f32)), b: (&[f32], (f32, f32)), scale: f32, out: &mut Vec<f32>) {
+    out.resize(a.0.len(), 0.0);
+    guide_into(a.0, a.1, b.0, b.1, scale, out);
+}
+
+kernel! {
+    fn guide_into<'a>(
+        a: &'a [f32], a_norm: (f32, f32), b: &'a [f32], b_norm: (f32, f32), scale: f32, out: &'a mut [f32]
+    ) -> () {
+        for ((out, &a), &b) in out.iter_mut().zip(a).zip(b) {
+            let (a, b) = (a - a_norm.0 - a_norm.1, b - b_norm.0 - b_norm.1);
+            let guided = scale * (a - b) + b;
+            *out = if (a == f32::NEG_INFINITY) & (b == f32::NEG_INFINITY) { a } else { guided };
+        }
     }
 }
 
