@@ -100,6 +100,9 @@ def checked_overrides(
         return GenerationOverrides()
     overrides = overrides_of(config)
     check_generation(overrides, bounds, violations, shape)
+    if output.logprobs is not None and chosen(overrides, bounds.info.defaults, "num_beams", 1) > 1:
+        # A beam's tokens come from several rows of several steps, whose logits are gone when it is known to be one.
+        violations.add("output.logprobs", "must be unset with num_beams above 1", output.logprobs)
     return overrides
 
 

@@ -253,6 +253,8 @@ async def test_beams_beyond_the_limit(start: Any) -> None:
         failed = await failure(service.generation.Generate(parse(config(num_beams=number), pb.GenerateRequest)))
         assert failed.fields == {f"{GC}.num_beams"}
     await service.generation.Generate(parse(config(num_beams=3), pb.GenerateRequest))
+    scored = {**config(num_beams=2), "output": {"logprobs": 0}}
+    assert (await failure(service.generation.Generate(parse(scored, pb.GenerateRequest)))).fields == {"output.logprobs"}
     more_sequences = config(num_return_sequences=3, num_beams=2, do_sample=True)
     failed = await failure(service.generation.Generate(parse(more_sequences, pb.GenerateRequest)))
     assert failed.fields == {f"{GC}.num_return_sequences"}
