@@ -74,7 +74,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     return Built(
         runner=runner,
         # The runner has set it, to the configured threads or the cores of this process.
-        sampler=Sampler(threads=torch.get_num_threads()),  # type: ignore[arg-type]
+        sampler=Sampler(threads=torch.get_num_threads()),
         make_generation=generation_factory(tokenizer, loaded.vocab_size),
         make_beam_search=beam_search_factory(tokenizer, loaded.vocab_size),
         info=info,
