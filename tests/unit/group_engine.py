@@ -4,8 +4,9 @@ from dataclasses import dataclass, field
 
 from engine_fakes import FakeBeamSearch, FakeGeneration, FakeRunner, FakeSampler, make_generation
 
+from tokenwire.engine.drafts import DraftModelLike
 from tokenwire.engine.engine import Engine
-from tokenwire.engine.protocol import Command, Failure, Finish, StepOutputs, Submit
+from tokenwire.engine.protocol import Command, Failure, Finish, StepOutputs, Submit, TokenLogprobs
 from tokenwire.engine.settings import GenerationSettings
 
 Key = tuple[int, int]
@@ -20,10 +21,12 @@ class GroupEngine:
     max_running: int = 8
     max_step_tokens: int = 32
     now: float = 0.0
+    draft_model: DraftModelLike | None = None
     tokens: dict[Key, list[int]] = field(default_factory=dict)
     texts: dict[Key, str] = field(default_factory=dict)
     finishes: dict[Key, Finish] = field(default_factory=dict)
     failures: dict[int, Failure] = field(default_factory=dict)
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.engine: Engine[FakeGeneration] = Engine(
@@ -33,6 +36,7 @@ class GroupEngine:
             max_running=self.max_running,
             max_step_tokens=self.max_step_tokens,
             make_beam_search=FakeBeamSearch,
+            draft_model=self.draft_model,
             clock=lambda: self.now,
         )
 
@@ -60,6 +64,10 @@ class GroupEngine:
             key = (delta.request, delta.sequence_index)
             assert key not in self.finishes, "a delta after the finish"
             assert delta.request not in self.failures, "a delta after the failure"
+            if delta.prompt_logprobs is not None:
+                assert delta.sequence_index == 0
+                assert key not in self.tokens, "not the first delta"
+                self.prompt_logprobs[delta.request] = delta.prompt_logprobs
             self.tokens.setdefault(key, []).extend(delta.token_ids)
             self.texts[key] = self.texts.get(key, "") + delta.text
             if delta.finish is not None:

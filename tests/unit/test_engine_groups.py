@@ -40,17 +40,30 @@ requests = st.lists(
 )
 
 
-def submit(engine: GroupEngine, request: int, prompt: list[int], length: int, kind: dict[str, Any]) -> None:
+def submit(
+    engine: GroupEngine, request: int, prompt: list[int], length: int, kind: dict[str, Any], **further: Any
+) -> None:
     match kind["kind"]:
         case "plain":
-            engine.submit(request, prompt, length, eos_token_ids=EOS)
+            engine.submit(request, prompt, length, eos_token_ids=EOS, **further)
         case "sequences":
             engine.submit(
-                request, prompt, length, eos_token_ids=EOS, do_sample=True, num_return_sequences=kind["count"]
+                request,
+                prompt,
+                length,
+                eos_token_ids=EOS,
+                do_sample=True,
+                num_return_sequences=kind["count"],
+                **further,
             )
         case "beams":
             engine.submit(
-                request, prompt, length, num_beams=kind["count"], num_return_sequences=max(1, kind["count"] - 1)
+                request,
+                prompt,
+                length,
+                num_beams=kind["count"],
+                num_return_sequences=max(1, kind["count"] - 1),
+                **further,
             )
         case "guided":
             engine.submit(
@@ -62,6 +75,7 @@ def submit(engine: GroupEngine, request: int, prompt: list[int], length: int, ki
                 guidance_scale=2.0,
                 num_return_sequences=kind["count"],
                 negative_prompt=kind["negative"],
+                **further,
             )
 
 

@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
+import test_engine_groups as groups
 from engine_fakes import (
     NAN_TOKEN,
     FakeGeneration,
@@ -13,9 +15,11 @@ from engine_fakes import (
     make_generation,
     next_token,
 )
+from group_engine import GroupEngine
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tokenwire.engine import prompt_logprobs
 from tokenwire.engine.drafts import Ask
 from tokenwire.engine.engine import Engine
 from tokenwire.engine.protocol import Abort, Delta, Finish, Submit
@@ -323,8 +327,6 @@ def test_prompts_are_scored_whatever_the_chunks(
     requests: list[tuple[int, int | None]], max_step_tokens: int, num_blocks: int, max_chunk: int
 ) -> None:
     """One entry per prompt token from the second on, in the first delta, also after preemptions and beside drafts."""
-    from tokenwire.engine import prompt_logprobs
-
     runner = FakeRunner(num_blocks=num_blocks)
     served = Served(runner, FakeDraftModel([1, 2]), max_step_tokens=max_step_tokens)
     with pytest.MonkeyPatch.context() as patch:
@@ -360,3 +362,45 @@ def test_a_prompt_without_probabilities_fails_alone(max_step_tokens: int) -> Non
     assert "NaN" in served.failures[0]
     assert 0 not in served.deltas
     assert served.tokens(1) == expected_answer([1, 2, 3], 3)
+
+
+@given(
+    groups.requests,
+    st.lists(st.sampled_from([{}, {"num_assistant_tokens": 3}, {"prompt_lookup_num_tokens": 4}]), min_size=1),
+    st.lists(st.none() | st.integers(0, 2), min_size=1),
+    st.integers(1, 12),
+    st.integers(1, 40),
+    st.integers(12, 60),
+    st.sampled_from([1, 3, 10_000]),
+)
+def test_beside_requests_of_several_rows(
+    texts: list[tuple[list[int], int, dict[str, Any]]],
+    drafts: list[dict[str, int]],
+    counts: list[int | None],
+    max_running: int,
+    max_step_tokens: int,
+    num_blocks: int,
+    max_chunk: int,
+) -> None:
+    """Sequences, beams and guidance beside rows with drafts, prompts scored: each gives what it gives alone."""
+    runner = FakeRunner(num_blocks=num_blocks)
+    engine = GroupEngine(
+        runner, max_running=max_running, max_step_tokens=max_step_tokens, draft_model=FakeDraftModel([1, 4])
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_logprobs, "MAX_LOGITS_BYTES", 4 * runner.vocab_size * max_chunk)
+        for request, (prompt, length, kind) in enumerate(texts):
+            further = {**drafts[request % len(drafts)], "prompt_logprobs": counts[request % len(counts)]}
+            groups.submit(engine, request, prompt, length, kind, **further)
+        engine.run()
+    for request, (prompt, length, kind) in enumerate(texts):
+        if request in engine.failures:
+            assert engine.failures[request].kind == "capacity"
+            continue
+        for index, answer in enumerate(groups.expected(prompt, length, kind)):
+            assert engine.tokens[request, index] == answer
+        scored = engine.prompt_logprobs.get(request)
+        assert (scored is None) == (counts[request % len(counts)] is None)
+        assert scored is None or [entry.logprob for entry in scored] == [-float(token) for token in prompt[1:]]
+    engine.assert_nothing_held()
+    assert not engine.engine._scorer.is_wanted

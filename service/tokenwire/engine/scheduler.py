@@ -249,7 +249,8 @@ class Scheduler(Generic[GenerationT]):
         """
         left = [len(row.tokens) - row.num_computed for row in rows]
         scored = rows[0].prompt_logprobs
-        room = budget if scored is None or not self._chunked else min(budget, scored.max_chunk)
+        # One token of each at least: rows that are a token short of their ends must be able to come there together.
+        room = budget if scored is None or not self._chunked else min(budget, max(scored.max_chunk, len(rows)))
         is_whole = not self._chunked or sum(left) <= room
         taken = 0
         for row, count in zip(rows, left, strict=True):
