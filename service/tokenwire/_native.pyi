@@ -79,6 +79,12 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """Vocabulary entry as stored, for example ``Ġworld``."""
 
+    def extensions(self, token_id: int) -> NDArray[np.int64]:
+        """Tokens whose vocabulary entry begins with that of ``token_id``, itself among them, special tokens left out.
+
+        Empty for a special token and for an id without an entry. The first call sorts the vocabulary.
+        """
+
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
     ) -> NDArray[np.int64]:
@@ -298,7 +304,14 @@ class Generation:
         *,
         sequence_index: int = 0,
         skip_special_tokens: bool = True,
-    ) -> Self: ...
+        healed_token_id: int | None = None,
+    ) -> Self:
+        """Start a sequence behind ``prompt_ids``. Raises InvalidParametersError for ids outside the vocabulary.
+
+        ``healed_token_id``: the token that was taken off the prompt's end. The first token must be one of its
+        ``Tokenizer.extensions``, and its text is left out of the answer; without extensions nothing changes.
+        """
+
     @property
     def num_generated(self) -> int:
         """Tokens generated so far."""

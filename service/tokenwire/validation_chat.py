@@ -49,8 +49,8 @@ def check_conversation(
     if conversation.continue_final_message:
         if conversation.add_generation_prompt:
             violations.add(f"{path}.continue_final_message", "must not be set with add_generation_prompt", True)
-        elif messages and not any(part.text for part in messages[-1].content):
-            rule = "must not be empty with continue_final_message"
+        elif messages and not messages[-1].content:
+            rule = "must be set with continue_final_message"
             violations.add(f"{path}.messages[{len(messages) - 1}].content", rule, Verbatim("none"))
     total = _text_bytes(conversation)
     if total > bounds.max_prompt_bytes:

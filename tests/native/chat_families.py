@@ -547,6 +547,7 @@ CONSTRUCTS = """\
 {% else %}
 nothing
 {% endfor %}
+{{ messages[-1] | tojson }}
 {%- for m in messages | selectattr('tool_calls', 'defined') %}
 {%- for call in m.tool_calls -%}
 {%- with f = call.function, id = call.get('id', 'none') %}

@@ -31,7 +31,6 @@ def serve(
     *,
     max_running: int = 32,
     max_step_tokens: int = 512,
-    sampler: Any = None,
 ) -> tuple[list[Answers], Any]:
     """All jobs at once; their answers, and the engine's counters at the end."""
     from tokenwire._native import Sampler, Tokenizer
@@ -43,7 +42,7 @@ def serve(
     tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
     engine: Any = Engine(
         runner,
-        sampler or Sampler(),
+        Sampler(),
         generation_factory(tokenizer, loaded.vocab_size),
         max_running=max_running,
         max_step_tokens=max_step_tokens,
@@ -77,6 +76,12 @@ def beams(model: Any, job: Job) -> tuple[list[list[int]], list[float]]:
 
     settings = dict(job.settings)
     eos = list(settings.pop("eos_token_ids", ())) or None
+    if "forced_eos_token_ids" in settings:
+        settings["forced_eos_token_id"] = list(settings.pop("forced_eos_token_ids"))
+    if "bad_words_ids" in settings:
+        settings["bad_words_ids"] = [list(word) for word in settings["bad_words_ids"]]
+    if "sequence_bias" in settings:
+        settings["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings["sequence_bias"]]
     early_stopping = {"false": False, "true": True, "never": "never"}[settings.pop("early_stopping", "false")]
     ids = torch.tensor([job.prompt])
     output = model.generate(

@@ -1,12 +1,10 @@
 """Classifier-free guidance: the engine gives the tokens of generate(guidance_scale=..., negative_prompt_ids=...)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from tests.parity.engine_groups import Job, serve
 from tests.parity.runner_loop import load_runner, prompts
@@ -15,38 +13,6 @@ FAMILIES = ("llama", "gemma3", "bloom")
 NEW_TOKENS = 12
 SCALES = [1.5, 3.0, 0.0, -0.5]
 NEGATIVE_LENGTHS: list[int | None] = [None, 4, 1, 23, 11]
-
-
-class GuidedSampler:
-    """The sampler in Rust with the arithmetic of guidance in front of it."""
-
-    def __init__(self, scale: float) -> None:
-        from tokenwire._native import Sampler
-
-        self._sampler = Sampler()
-        self._scale = scale
-
-    def step(
-        self, logits: NDArray[np.float32], generations: Sequence[Any], *, guidance: Sequence[int] = ()
-    ) -> Sequence[Any]:
-        rows = logits[: len(generations)].copy()
-        for number, twin in enumerate(guidance):
-            if twin >= 0:
-                own, unconditional = log_softmax(rows[number]), log_softmax(logits[twin])
-                rows[number] = unconditional + self._scale * (own - unconditional)
-        return self._sampler.step(rows, generations)
-
-
-def log_softmax(row: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = row - row.max()
-    return shifted - np.log(np.exp(shifted).sum())
-
-
-def make_sampler(scale: float) -> Any:
-    """The sampler in Rust, once it takes guidance itself."""
-    from tokenwire._native import Sampler
-
-    return Sampler() if "guidance" in str(Sampler.step.__text_signature__) else GuidedSampler(scale)
 
 
 def guided(model: Any, prompt: list[int], scale: float, negative: list[int] | None) -> list[int]:
@@ -106,9 +72,7 @@ def test_guided_tokens_equal_transformers(
     guided_jobs = make_jobs(scale)
     plain = [Job(text, {"max_new_tokens": NEW_TOKENS}) for text in prompts([3, 12, 7], seed=9)]
     jobs = [guided_jobs[0], plain[0], *guided_jobs[1:3], plain[1], *guided_jobs[3:], plain[2]]
-    answers, stats = serve(
-        loaded, runner, jobs, max_running=16, max_step_tokens=max_step_tokens, sampler=make_sampler(scale)
-    )
+    answers, stats = serve(loaded, runner, jobs, max_running=16, max_step_tokens=max_step_tokens)
     assert (stats.preemptions > 0) == (num_blocks is not None)
     for job, answer in zip(jobs, answers, strict=True):
         assert answer.tokens[0] == guided(
@@ -121,14 +85,9 @@ def test_sequences_under_guidance_share_both_prompts(case: tuple[Any, Any, Any])
     (prompt, negative) = prompts([10, 7])
     settings = {"max_new_tokens": 10, "guidance_scale": 2.0, "do_sample": True, "seed": 3, "top_k": 0}
     (together,), _ = serve(
-        loaded,
-        runner,
-        [Job(prompt, {**settings, "num_return_sequences": 3}, negative_prompt=negative)],
-        sampler=make_sampler(2.0),
+        loaded, runner, [Job(prompt, {**settings, "num_return_sequences": 3}, negative_prompt=negative)]
     )
     for index in range(3):
-        (alone,), _ = serve(
-            loaded, runner, [Job(prompt, settings, index, negative_prompt=negative)], sampler=make_sampler(2.0)
-        )
+        (alone,), _ = serve(loaded, runner, [Job(prompt, settings, index, negative_prompt=negative)])
         assert together.tokens[index] == alone.tokens[0]
     assert len({tuple(tokens) for tokens in together.tokens.values()}) == 3

@@ -248,6 +248,7 @@ def test_sampling_fields_have_their_precedence(name: str) -> None:
             )
         ),
         ({"token_healing": True}, {}, {"has_text_prompt": False}, ["token_healing"]),
+        ({"token_healing": True, "num_beams": 2}, {}, {}, ["token_healing"]),
         ({"allowed_token_ids": ()}, {}, {}, ["allowed_token_ids.ids"]),
         ({"forced_bos_token_id": 4, "suppress_tokens": (4, 5)}, {}, {}, ["forced_bos_token_id"]),
         ({"forced_eos_token_ids": (4, 5), "suppress_tokens": (4, 5)}, {}, {}, ["forced_eos_token_id.ids"]),
@@ -307,6 +308,10 @@ def test_a_default_that_only_makes_things_faster_gives_way(
 
 def test_a_default_token_healing_leaves_token_ids_alone() -> None:
     assert settled({}, {"token_healing": True}, has_text_prompt=False).token_healing is False
+
+
+def test_a_default_token_healing_leaves_beams_alone() -> None:
+    assert settled({"num_beams": 2}, {"token_healing": True}).token_healing is False
 
 
 @pytest.mark.parametrize(

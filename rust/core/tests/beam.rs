@@ -182,6 +182,13 @@ fn a_row_that_cannot_be_used_fails_the_search_and_bad_shapes_change_nothing() {
     assert_eq!(first.step(Logits::F32(&nan), VOCAB, false), Ok(Step::Failed(StepError::Row(RowError::Nan))));
     assert_eq!(first.step(Logits::F32(&two), VOCAB, false), Err(BatchError::Finished(0)));
 
+    let mending = SamplingOptions { remove_invalid_values: true, ..greedy() };
+    let mut mended = search(&mending, &until(5), &options(2, 1));
+    assert_eq!(
+        mended.step(Logits::F32(&nan[VOCAB..]), VOCAB, false),
+        Ok(Step::Next { parents: vec![0, 0], tokens: vec![0, 1] })
+    );
+
     let nothing = [f32::NEG_INFINITY; VOCAB];
     let mut second = search(&greedy(), &until(5), &options(2, 1));
     assert_eq!(

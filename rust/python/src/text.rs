@@ -50,6 +50,12 @@ impl Tokenizer {
         guard(py, || Ok(token_id.token_id().and_then(|id| self.0.id_to_token(id))))
     }
 
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn extensions<'py>(&self, py: Python<'py>, token_id: Integer) -> PyResult<IdArray<'py>> {
+        let ids = guard(py, || Ok(token_id.token_id().map(|id| self.0.extensions(id)).unwrap_or_default()))?;
+        Ok(id_array(py, ids))
+    }
+
     #[pyo3(signature = (text, *, add_special_tokens = true, parse_special_tokens = true))]
     fn encode<'py>(
         &self,

@@ -140,7 +140,8 @@ class Finish(msgspec.Struct, frozen=True, array_like=True):
     sequence_score: float | None = None
     """With beams."""
     eos_probability_max: float | None = None
-    """Largest probability that any EOS token had at any step, before processors; None where there is no EOS token."""
+    """Largest probability that any EOS token had, before processors, up to the first step where it reached 1e-6; below
+    that, a bound that no step exceeded. None where there is no EOS token."""
 
 
 class Delta(msgspec.Struct, array_like=True):

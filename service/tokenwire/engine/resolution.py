@@ -339,12 +339,16 @@ class _Resolver:
         return 0, self._given.num_assistant_tokens
 
     def _token_healing(self) -> bool:
-        wanted = bool(self._chosen("token_healing", False))
-        if wanted and not self._given.has_text_prompt:
-            if self._is_requested("token_healing"):
-                self._refuse("token_healing", "must be unset with a prompt of token_ids")
+        hindrances = []
+        if not self._given.has_text_prompt:
+            hindrances.append("a prompt of token_ids")
+        if self._chosen("num_beams", 1) > 1:
+            hindrances.append("num_beams above 1")
+        if not self._chosen("token_healing", False):
             return False
-        return wanted
+        if hindrances and self._is_requested("token_healing"):
+            self._refuse("token_healing", f"must be unset with {' and '.join(hindrances)}")
+        return not hindrances
 
     # ---- tokens --------------------------------------------------------------------------------------------
 

@@ -155,7 +155,8 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_aware: bool = False
     token_healing: bool = False
     healed_prefix: str = ""
-    """Text of the dropped last prompt token that the first generated tokens must spell, with token_healing."""
+    """Vocabulary entry of the token that was taken off the prompt, which the first generated token must begin with;
+    empty where nothing is healed."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False

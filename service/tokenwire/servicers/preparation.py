@@ -11,6 +11,7 @@ from tokenwire.engine.protocol import Finish
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import InvalidRequestError, Violation
 from tokenwire.servicers.backend import Served
+from tokenwire.servicers.healing import heal
 from tokenwire.servicers.pitfalls import prompt_notes
 from tokenwire.servicers.sequences import Echo, SequenceWriter, StreamResponse, TokenDetails
 from tokenwire.servicers.text import off_loop
@@ -47,6 +48,8 @@ class Prepared(NamedTuple):
     start: generation_pb2.GenerationStart
     echo: str | None
     """The prompt's text where it goes in front of the answer."""
+    healed_text: str
+    """Text of the token that healing took off the prompt, with which the generated tokens begin; not in the answer."""
 
     def submit(self, engine: EngineHandle, *, batch_index: int = 0) -> TokenStream:
         """Queue it. Raises QueueFullError or EngineUnavailableError.
@@ -71,12 +74,16 @@ class Prepared(NamedTuple):
     def _writer(self, index: int, response: StreamResponse) -> SequenceWriter:
         text, skip = self.served.text, self.output.skip_special_tokens
         prompt_ids = self.prompt.token_ids
+        # Where the border was healed, the echoed prompt ends where the answer begins.
+        tail = [] if self.resolved.settings.healed_prefix else prompt_ids
         return SequenceWriter(
             text,
             response,
             index=index,
-            echo=None if self.echo is None else Echo(text, self.echo, prompt_ids, skip_special_tokens=skip),
-            details=TokenDetails(text, skip_special_tokens=skip) if self.output.token_details else None,
+            echo=None if self.echo is None else Echo(text, self.echo, tail, skip_special_tokens=skip),
+            details=TokenDetails(text, skip_special_tokens=skip, hidden=self.healed_text)
+            if self.output.token_details
+            else None,
             prompt_ids=prompt_ids,
         )
 
@@ -213,7 +220,17 @@ async def prepared_of(
         warnings=map(convert.warning_of, resolved.notes),
     )
     echo = await _echo_of(served, prompt, output) if output.echo else None
-    return Prepared(served, prompt, negative_prompt_ids, output, resolved, start, echo)
+    healed = await heal(served.text, prompt_ids, settings)
+    return Prepared(
+        served,
+        prompt._replace(token_ids=healed.prompt_ids),
+        negative_prompt_ids,
+        output,
+        resolved._replace(settings=healed.settings),
+        start,
+        echo,
+        healed.given_text,
+    )
 
 
 def _check_negative_room(count: int, max_new_tokens: int, served: Served) -> None:

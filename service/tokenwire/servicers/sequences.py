@@ -41,9 +41,13 @@ class Echo:
 
 
 class TokenDetails:
-    """Details of a sequence's tokens, each given out once its text is."""
+    """Details of a sequence's tokens, each given out once its text is.
 
-    def __init__(self, text: Text, *, skip_special_tokens: bool) -> None:
+    ``hidden``: text that the tokens begin with and the answer does not.
+    """
+
+    def __init__(self, text: Text, *, skip_special_tokens: bool, hidden: str = "") -> None:
+        self._hidden = len(hidden.encode())
         self._aligner = text.aligner(skip_special_tokens=skip_special_tokens)
         self._aligned: deque[AlignedToken] = deque()
 
@@ -60,11 +64,10 @@ class TokenDetails:
         if is_over:
             self._aligned += self._aligner.finish()
         released = []
-        while self._aligned and (is_over or self._aligned[0].end <= end):
+        while self._aligned and (is_over or self._aligned[0].end - self._hidden <= end):
             token = self._aligned.popleft()
-            text_range = generation_pb2.ByteRange(
-                start=offset + min(token.start, end), end=offset + min(token.end, end)
-            )
+            first, last = (offset + min(max(place - self._hidden, 0), end) for place in (token.start, token.end))
+            text_range = generation_pb2.ByteRange(start=first, end=last)
             released.append(
                 generation_pb2.TokenDetail(
                     id=token.token_id, piece=token.piece, bytes=token.data, text_range=text_range

@@ -360,7 +360,15 @@ impl Memory {
     /// Leaves in `logprobs` what transformers adds to a beam's score: log-softmax, processed, narrowed.
     fn process(&mut self, row: Logits<'_>, pipeline: &Pipeline, history: &History) -> Result<(), RowError> {
         let Self { widened, maxima, logprobs, buffers } = self;
-        log_softmax(row.widened(widened), maxima, logprobs)?;
+        let row = row.widened(widened);
+        match log_softmax(row, maxima, logprobs) {
+            // The log-softmax of a row with NaN is NaN throughout; a processor mends it.
+            Err(RowError::Nan) if pipeline.mends_nan() => {
+                logprobs.clear();
+                logprobs.resize(row.len(), f32::NAN);
+            }
+            result => result?,
+        }
         if pipeline.edits(history) {
             pipeline.process(history, logprobs);
         }

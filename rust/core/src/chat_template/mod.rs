@@ -3,12 +3,13 @@
 //! A template cannot reach files, the network or other templates, and has limits on steps, nesting and output.
 //!
 //! Where minijinja's language differs from jinja2's, `dialect` rewrites the template. What remains different (none of
-//! it in the constructs of the common model families, as tests/native/chat_families.py has them):
+//! it in the constructs of the common model families, as `tests/native/chat_families.py` has them):
 //! - a chain of comparisons (`a < b < c`) and the filters `sort`, `min`, `max` and `unique` order and compare values of
 //!   different types instead of failing; `abs` takes no bool; `select` and `map` refuse a falsy number instead of
 //!   giving an empty list; `truncate` takes strings only; `odd` and `even` take no text; text times a whole float is
 //!   text;
 //! - macros have no `varargs` and `kwargs`, a default of one argument cannot name another, `m.arguments` is a list;
+//! - `set ns._name` is not refused, `dict` takes no list of pairs and has no `fromkeys`;
 //! - views of dicts, ranges, functions, methods and generators print differently, and views can be indexed; a method
 //!   that is read into a variable cannot be called;
 //! - `%r` is no conversion and `%d` takes no fraction; an operator behind a test without an argument

@@ -19,6 +19,7 @@ mod entropy;
 pub mod eos;
 mod filters;
 pub mod guidance;
+pub mod healing;
 pub mod history;
 pub mod invalid;
 pub mod kernels;
@@ -123,6 +124,11 @@ impl Pipeline {
     #[must_use]
     pub fn mends_nan(&self) -> bool {
         self.mends_nan
+    }
+
+    /// Puts a processor in front of the others.
+    pub fn prepend(&mut self, processor: Box<dyn Processor>) {
+        self.processors.insert(0, processor);
     }
 
     /// Whether [`Pipeline::process`] would change anything.

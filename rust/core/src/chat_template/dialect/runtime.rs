@@ -2,7 +2,7 @@
 
 use super::super::MAX_OUTPUT;
 use super::super::python::to_str;
-use minijinja::value::{Object, ObjectRepr, Rest, ValueKind};
+use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -15,6 +15,9 @@ pub(super) const ITEM: &str = "__tokenwire_item";
 pub(super) const CONTAINS: &str = "__tokenwire_in";
 pub(super) const SLICEABLE: &str = "__tokenwire_sliceable";
 pub(super) const ITERABLE: &str = "__tokenwire_iterable";
+
+/// minijinja's own.
+const NAMESPACE: &str = "__tokenwire_namespace";
 
 /// Operators of order and the functions that stand for them.
 pub(super) const ORDER: [(&str, &str); 4] =
@@ -74,6 +77,8 @@ pub(in super::super) fn register(env: &mut Environment<'_>) {
     env.add_function(ITEM, |value: &Value, name: &str| item(value, name));
     env.add_function(CONTAINS, contains);
     env.add_function(SLICEABLE, sliceable);
+    env.add_function(NAMESPACE, minijinja::functions::namespace);
+    env.add_function("namespace", namespace);
     env.add_filter(ITERABLE, iterable);
     env.add_test("odd", |value: &Value| remainder(value, 2).map(|remainder| remainder == 1));
     env.add_test("even", |value: &Value| remainder(value, 2).map(|remainder| remainder == 0));
@@ -94,6 +99,25 @@ pub(in super::super) fn register(env: &mut Environment<'_>) {
 
 fn invalid(detail: impl Into<std::borrow::Cow<'static, str>>) -> Error {
     Error::new(ErrorKind::InvalidOperation, detail)
+}
+
+/// transformers' `namespace(mapping={}, **attributes)`, which takes no names with an underscore in front.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja passes arguments of this kind by value")]
+fn namespace(state: &mut State<'_, '_>, mapping: Option<Value>, attributes: Kwargs) -> Result<Value, Error> {
+    let mut all = Vec::new();
+    for key in mapping.iter().flat_map(Value::try_iter).flatten() {
+        let value = mapping.as_ref().map_or(Ok(Value::UNDEFINED), |mapping| mapping.get_item(&key))?;
+        all.push((key, value));
+    }
+    for name in attributes.args() {
+        all.push((Value::from(name), attributes.get(name)?));
+    }
+    attributes.assert_all_used()?;
+    if all.iter().any(|(name, _)| name.as_str().is_none_or(|name| name.starts_with('_'))) {
+        return Err(invalid("a namespace takes no names with an underscore in front"));
+    }
+    let make = state.lookup(NAMESPACE).ok_or_else(|| invalid("there is no namespace"))?;
+    make.call(state, &[Value::from_pairs(all)])
 }
 
 /// The value itself, which must not be none.

@@ -80,3 +80,49 @@ pub fn coin_flips(seed: u32, count: usize) -> Vec<bool> {
     let mut generator = Generator::new(seed);
     (0..count).map(|_| generator.next() % 2 == 1).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Generator, coin_flips, is_in_permutation, permutation};
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_generator_is_the_published_one() {
+        let mut generator = Generator::new(5489);
+        let numbers: Vec<_> = (0..10_000).map(|_| generator.next()).collect();
+        assert_eq!(numbers[..3], [3_499_211_612, 581_869_302, 3_890_346_734]);
+        // What the C++ standard asks of its mt19937.
+        assert_eq!(numbers[9_999], 4_123_659_995);
+    }
+
+    #[test]
+    fn permutations_are_those_of_torch() {
+        // torch.randperm(50, generator=torch.Generator().manual_seed(seed))[:5]
+        assert_eq!(permutation(0, 50, 5), [44, 39, 7, 6, 17]);
+        assert_eq!(permutation(15_485_863, 50, 5), [8, 23, 7, 30, 19]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_part_of_a_permutation_is_its_beginning(seed: u32, size in 1_u32..300, part in 0.0..1.0_f64) {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            let count = (f64::from(size) * part) as usize;
+            let whole = permutation(seed, size, size as usize);
+            let first = permutation(seed, size, count);
+            prop_assert_eq!(&whole[..count], &first[..]);
+            let mut sorted = whole.clone();
+            sorted.sort_unstable();
+            prop_assert_eq!(sorted, (0..size).collect::<Vec<_>>());
+            for item in 0..size {
+                prop_assert_eq!(is_in_permutation(seed, size, count, item), first.contains(&item));
+            }
+        }
+
+        #[test]
+        fn a_longer_table_begins_like_a_shorter_one(seed: u32, count in 0_usize..2000) {
+            prop_assert_eq!(&coin_flips(seed, 2000)[..count], &coin_flips(seed, count)[..]);
+        }
+    }
+}
