@@ -100,7 +100,15 @@ class NoopEngine:
         self.state = EngineState.READY
         return self.info
 
-    def submit(self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0) -> NoopStream:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        sequence_index: int = 0,
+        negative_prompt_ids: Sequence[int] | None = None,
+        deadline: float | None = None,
+    ) -> NoopStream:
         stream = NoopStream(self, settings, len(prompt_ids))
         self.streams[stream] = None
         if len(self.streams) == self._batch:
@@ -161,7 +169,7 @@ def model_info() -> ModelInfo:
         eos_token_ids=(),
         pad_token_id=None,
         tokenizer_json=json.dumps(tokenizer),
-        chat_template=None,
+        chat_templates={},
         defaults=GenerationOverrides(),
         unapplied_defaults=(),
     )

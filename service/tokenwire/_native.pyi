@@ -5,12 +5,13 @@ CPU. Every call that works releases the GIL. No call panics across the border: a
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Literal, Self, final
+from typing import Literal, Protocol, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "Aligner",
     "BeamAnswer",
     "BeamSearch",
     "BeamStep",
@@ -78,6 +79,12 @@ class Tokenizer:
     def id_to_token(self, token_id: int) -> str | None:
         """Vocabulary entry as stored, for example ``Ġworld``."""
 
+    def extensions(self, token_id: int) -> NDArray[np.int64]:
+        """Tokens whose vocabulary entry begins with that of ``token_id``, itself among them, special tokens left out.
+
+        Empty for a special token and for an id without an entry. The first call sorts the vocabulary.
+        """
+
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
     ) -> NDArray[np.int64]:
@@ -117,6 +124,24 @@ class Detokenizer:
 
     def finish(self) -> str:
         """What is held back. Nothing may be pushed afterwards."""
+
+@final
+class Aligner:
+    """Which bytes of a sequence's text each of its tokens gave.
+
+    The ranges follow one another without gap or overlap and cover ``Tokenizer.decode`` of all ids. Tokens that share a
+    character divide it by their bytes; U+FFFD belongs to the token that began what it stands for.
+    """
+
+    def __new__(cls, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Self: ...
+    def push(self, token_id: int) -> list[tuple[int, bytes, int, int]]:
+        """Take the next token. Those whose end became certain: id, bytes, and half-open byte range in the text.
+
+        A token that is skipped, or unknown, has no bytes and an empty range.
+        """
+
+    def finish(self) -> list[tuple[int, bytes, int, int]]:
+        """The rest. Nothing may be pushed afterwards."""
 
 @final
 class RenderedChat:
@@ -173,6 +198,34 @@ def pad(
 ) -> Padded:
     """Pad rows to the longest one, rounded up to ``multiple_of``. Raises InvalidParametersError."""
 
+class _GreenListWatermark(Protocol):
+    @property
+    def greenlist_ratio(self) -> float: ...
+    @property
+    def bias(self) -> float: ...
+    @property
+    def hashing_key(self) -> int: ...
+    @property
+    def seeding_scheme(self) -> str: ...
+    @property
+    def context_width(self) -> int: ...
+
+class _SynthIdTextWatermark(Protocol):
+    @property
+    def ngram_len(self) -> int: ...
+    @property
+    def keys(self) -> Iterable[int]: ...
+    @property
+    def context_history_size(self) -> int: ...
+    @property
+    def sampling_table_seed(self) -> int: ...
+    @property
+    def sampling_table_size(self) -> int: ...
+    @property
+    def skip_first_ngram_calls(self) -> bool: ...
+    @property
+    def debug_mode(self) -> bool: ...
+
 @final
 class SamplingParams:
     """How to turn logits into a token. Frozen; see GenerationConfig in generation.proto for ranges.
@@ -195,6 +248,7 @@ class SamplingParams:
         epsilon_cutoff: float = 0.0,
         eta_cutoff: float = 0.0,
         min_tokens_to_keep: int = 1,
+        watermark: _GreenListWatermark | _SynthIdTextWatermark | None = None,
         renormalize_logits: bool = False,
         repetition_penalty: float = 1.0,
         encoder_repetition_penalty: float = 1.0,
@@ -250,7 +304,14 @@ class Generation:
         *,
         sequence_index: int = 0,
         skip_special_tokens: bool = True,
-    ) -> Self: ...
+        healed_token_id: int | None = None,
+    ) -> Self:
+        """Start a sequence behind ``prompt_ids``. Raises InvalidParametersError for ids outside the vocabulary.
+
+        ``healed_token_id``: the token that was taken off the prompt's end. The first token must be one of its
+        ``Tokenizer.extensions``, and its text is left out of the answer; without extensions nothing changes.
+        """
+
     @property
     def num_generated(self) -> int:
         """Tokens generated so far."""

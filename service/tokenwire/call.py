@@ -17,6 +17,8 @@ class Call:
     request_id: str
     method: str
     started: float = field(default_factory=time.perf_counter)
+    deadline: float | None = None
+    """When the caller gives up, in seconds of ``time.monotonic``; None for never."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None

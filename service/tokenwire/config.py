@@ -154,15 +154,25 @@ class LimitsConfig:
     max_stop_string_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 256
     """UTF-8 bytes of one stop string."""
     max_token_ids: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
-    """Ids in stop_token_ids, eos_token_id or suppress_tokens."""
+    """Ids in one list of token ids, or in all sequences of bad_words_ids or sequence_bias together."""
+    max_token_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 1024
+    """Sequences in bad_words_ids or sequence_bias."""
     max_logit_bias: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Entries of logit_bias."""
     max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 20
-    """Most likely tokens whose log probabilities may be asked for."""
+    """Most likely tokens whose log probabilities may be asked for, of the answer or of the prompt."""
+    max_return_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
+    """Largest num_return_sequences."""
+    max_beams: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
+    """Largest num_beams; never more than max_running, since all beams advance together."""
     max_messages: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1024
     """Messages in one conversation."""
     max_tools: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128
     """Tools in one conversation."""
+    max_documents: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 128
+    """Documents in one conversation."""
+    max_template_variables: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 64
+    """Variables that one conversation gives its chat template."""
     max_message_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 4 * 1024 * 1024
     """Bytes of one request message."""
 

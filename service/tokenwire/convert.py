@@ -1,142 +1,25 @@
-"""Protobuf to domain and back: pure functions, no rules.
-
-Unset is told from zero by presence (``HasField``): a field that the caller left out becomes None, a zero stays zero.
-"""
+"""Protobuf to domain and back: pure functions, no rules. Settings have `convert_settings`."""
 
 from collections.abc import Callable, Sequence
 
-import msgspec
-
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import Finish, ModelInfo, TokenLogprobs
-from tokenwire.engine.settings import SAMPLING_FIELDS, GenerationOverrides, GenerationSettings, Note
-from tokenwire.v1 import chat_pb2, generation_pb2, model_service_pb2
-
-OPTIONAL_SCALARS = (
-    "max_new_tokens",
-    "max_length",
-    "min_new_tokens",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "seed",
-    "include_stop_string",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-)
-"""Fields of GenerationConfig that have the same name and type in GenerationOverrides."""
+from tokenwire.engine.resolution import Note
+from tokenwire.v1 import generation_pb2, model_service_pb2
 
 FINISH_REASONS = {
     "eos": generation_pb2.FINISH_REASON_EOS,
     "length": generation_pb2.FINISH_REASON_LENGTH,
     "stop_string": generation_pb2.FINISH_REASON_STOP_STRING,
     "stop_token": generation_pb2.FINISH_REASON_STOP_TOKEN,
+    "max_time": generation_pb2.FINISH_REASON_MAX_TIME,
+    "deadline": generation_pb2.FINISH_REASON_DEADLINE,
 }
 
 FORWARD_PATHS = {
     "paged": model_service_pb2.FORWARD_PATH_PAGED,
     "padded": model_service_pb2.FORWARD_PATH_PADDED,
 }
-
-EMPTY_PARAMETERS: dict[str, object] = {"type": "object", "properties": {}}
-"""JSON schema of a tool that declares no parameters."""
-
-
-def overrides_of(config: generation_pb2.GenerationConfig) -> GenerationOverrides:
-    """What the caller set. Values are taken as they are; `validation` judges them."""
-    scalars = {name: getattr(config, name) for name in OPTIONAL_SCALARS if config.HasField(name)}
-    return GenerationOverrides(
-        **scalars,
-        stop_strings=tuple(config.stop_strings.values) if config.HasField("stop_strings") else None,
-        eos_token_ids=tuple(config.eos_token_id.ids) if config.HasField("eos_token_id") else None,
-        stop_token_ids=tuple(config.stop_token_ids),
-        logit_bias=dict(config.logit_bias),
-        suppress_tokens=tuple(config.suppress_tokens.ids) if config.HasField("suppress_tokens") else None,
-    )
-
-
-def config_of(settings: GenerationSettings, *, with_seed: bool) -> generation_pb2.GenerationConfig:
-    """The settings in force as a request would write them, so that sending them back means the same.
-
-    ``with_seed`` is false where nothing is drawn. Greedy settings name no sampling field: it would contradict them.
-    """
-    left_out = {"seed"} if settings.do_sample else {"seed", *SAMPLING_FIELDS}
-    scalars = {
-        name: getattr(settings, name) for name in OPTIONAL_SCALARS if name not in left_out and hasattr(settings, name)
-    }
-    config = generation_pb2.GenerationConfig(
-        **scalars,
-        stop_strings=generation_pb2.StringList(values=settings.stop_strings),
-        eos_token_id=generation_pb2.TokenIds(ids=settings.eos_token_ids),
-        stop_token_ids=settings.stop_token_ids,
-        logit_bias=settings.logit_bias,
-        suppress_tokens=generation_pb2.TokenIds(ids=settings.suppress_tokens),
-    )
-    if with_seed:
-        config.seed = settings.seed
-    return config
-
-
-def content_of(message: chat_pb2.ChatMessage) -> str:
-    """The text parts of a message as the one string that its template sees."""
-    return "".join(part.text for part in message.content)
-
-
-def messages_json_of(conversation: chat_pb2.Conversation) -> str:
-    """The messages in the shape that transformers' ``apply_chat_template`` takes, as JSON.
-
-    Arguments of tool calls are objects, not strings: templates write them with ``tojson``.
-    """
-    messages = []
-    for message in conversation.messages:
-        item: dict[str, object] = {"role": message.role, "content": content_of(message)}
-        if message.name:
-            item["name"] = message.name
-        if message.reasoning_content:
-            item["reasoning_content"] = message.reasoning_content
-        if message.tool_call_id:
-            item["tool_call_id"] = message.tool_call_id
-        if message.tool_calls:
-            item["tool_calls"] = [_tool_call_of(call) for call in message.tool_calls]
-        messages.append(item)
-    return msgspec.json.encode(messages).decode()
-
-
-def _tool_call_of(call: chat_pb2.ToolCall) -> dict[str, object]:
-    arguments = msgspec.json.decode(call.arguments_json) if call.arguments_json else {}
-    item: dict[str, object] = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
-    if call.id:
-        item["id"] = call.id
-    return item
-
-
-def tools_json_of(conversation: chat_pb2.Conversation) -> str | None:
-    """The tools in the shape that chat templates read, as JSON; None where there are none."""
-    if not conversation.tools:
-        return None
-    tools = [
-        {
-            "type": "function",
-            "function": {
-                "name": tool.name,
-                "description": tool.description,
-                "parameters": msgspec.json.decode(tool.parameters_json) if tool.parameters_json else EMPTY_PARAMETERS,
-            },
-        }
-        for tool in conversation.tools
-    ]
-    return msgspec.json.encode(tools).decode()
-
-
-def turn_of(conversation: chat_pb2.Conversation) -> tuple[bool, bool]:
-    """``(add_generation_prompt, continue_final_message)`` with the defaults filled in."""
-    continues = conversation.continue_final_message
-    opens = conversation.add_generation_prompt if conversation.HasField("add_generation_prompt") else not continues
-    return opens, continues
 
 
 def position_logprobs_of(
@@ -145,39 +28,68 @@ def position_logprobs_of(
     """Log probabilities of each position; ``text_of`` gives a token's text alone."""
     return [
         generation_pb2.PositionLogprobs(
-            chosen=_token_logprob(token_id, position.logprob, text_of),
-            top=[_token_logprob(top_id, logprob, text_of) for top_id, logprob in position.top],
+            chosen=_token_logprob(token_id, position.logprob, position.rank, text_of),
+            top=[
+                _token_logprob(top_id, logprob, rank, text_of)
+                for rank, (top_id, logprob) in enumerate(position.top, start=1)
+            ],
         )
         for token_id, position in zip(token_ids, logprobs, strict=True)
     ]
 
 
-def _token_logprob(token_id: int, logprob: float, text_of: Callable[[int], str]) -> generation_pb2.TokenLogprob:
-    return generation_pb2.TokenLogprob(token_id=token_id, text=text_of(token_id), logprob=logprob)
+def _token_logprob(
+    token_id: int, logprob: float, rank: int, text_of: Callable[[int], str]
+) -> generation_pb2.TokenLogprob:
+    return generation_pb2.TokenLogprob(token_id=token_id, text=text_of(token_id), logprob=logprob, rank=rank)
 
 
-def finish_of(finish: Finish, warnings: Sequence[generation_pb2.Warning] = ()) -> generation_pb2.GenerationFinish:
-    """How sequence 0 ended."""
+def finish_of(
+    finish: Finish, sequence_index: int = 0, warnings: Sequence[generation_pb2.Warning] = ()
+) -> generation_pb2.GenerationFinish:
+    """How a sequence ended. ``sequence_index``: from 0 within the request."""
     return generation_pb2.GenerationFinish(
+        sequence_index=sequence_index,
         reason=FINISH_REASONS[finish.reason],
         stop_string=finish.stop_string,
         stop_token_id=finish.stop_token_id,
         usage=generation_pb2.Usage(
-            prompt_token_count=finish.prompt_token_count, completion_token_count=finish.completion_token_count
+            prompt_token_count=finish.prompt_token_count,
+            completion_token_count=finish.completion_token_count,
+            cached_token_count=finish.cached_token_count,
+            draft_token_count=finish.draft_token_count,
+            accepted_draft_token_count=finish.accepted_draft_token_count,
         ),
         timings=generation_pb2.Timings(
             queue_ms=finish.queue_ms, prefill_ms=finish.prefill_ms, decode_ms=finish.decode_ms
         ),
         warnings=warnings,
+        sequence_score=finish.sequence_score,
     )
 
 
-def length_warnings(finish: Finish, *, length_is_default: bool) -> list[generation_pb2.Warning]:
-    """``default_length_cut`` where an answer ended at a length that nobody chose."""
-    if finish.reason != "length" or not length_is_default:
+NEVER_LIKELY = 1e-6
+"""Below this probability at every step, an EOS token counts as one that the model never learned to use."""
+
+
+def finish_warnings(finish: Finish, *, length_is_default: bool) -> list[generation_pb2.Warning]:
+    """What is worth knowing about an answer that its length ended.
+
+    ``default_length_cut`` where nobody chose that length, ``eos_never_likely`` where the model never came near an end.
+    """
+    if finish.reason != "length":
         return []
-    message = f"The answer was cut at {finish.completion_token_count} tokens, the default; set max_new_tokens."
-    return [generation_pb2.Warning(code="default_length_cut", message=message)]
+    warnings = []
+    if length_is_default:
+        message = f"The answer was cut at {finish.completion_token_count} tokens, the default; set max_new_tokens."
+        warnings.append(generation_pb2.Warning(code="default_length_cut", message=message))
+    if finish.eos_probability_max is not None and finish.eos_probability_max < NEVER_LIKELY:
+        message = (
+            f"No end-of-sequence token was ever likelier than {NEVER_LIKELY:g}: the model may not know how to end an "
+            "answer of this kind; check the prompt's format and eos_token_id, or set stop_strings."
+        )
+        warnings.append(generation_pb2.Warning(code="eos_never_likely", message=message))
+    return warnings
 
 
 def warning_of(note: Note) -> generation_pb2.Warning:
@@ -196,10 +108,15 @@ def limits_of(limits: LimitsConfig, *, max_sequence_tokens: int, max_running: in
         max_stop_string_bytes=limits.max_stop_string_bytes,
         max_token_id_count=limits.max_token_ids,
         max_logit_bias_count=limits.max_logit_bias,
+        max_token_sequence_count=limits.max_token_sequences,
+        max_return_sequences=limits.max_return_sequences,
+        max_beams=limits.max_beams,
         max_logprobs=limits.max_logprobs,
         max_message_count=limits.max_messages,
         max_tool_count=limits.max_tools,
         max_message_bytes=limits.max_message_bytes,
+        max_document_count=limits.max_documents,
+        max_template_variable_count=limits.max_template_variables,
     )
 
 
@@ -207,7 +124,7 @@ def model_of(
     info: ModelInfo,
     *,
     special_tokens: Sequence[tuple[str, str, int]],
-    has_chat_template: bool,
+    chat_template_names: Sequence[str],
     default_config: generation_pb2.GenerationConfig,
     limits: model_service_pb2.ModelLimits,
 ) -> model_service_pb2.Model:
@@ -227,8 +144,10 @@ def model_of(
         special_tokens=[
             model_service_pb2.SpecialToken(name=name, text=text, id=token_id) for name, text, token_id in special_tokens
         ],
-        has_chat_template=has_chat_template,
+        has_chat_template=bool(chat_template_names),
+        chat_template_names=chat_template_names,
         default_generation_config=default_config,
         limits=limits,
         unapplied_defaults=info.unapplied_defaults,
+        draft_model=info.draft_model,
     )

@@ -110,7 +110,7 @@ class _Serving:
     __slots__ = ("_call", "_context")
 
     def __init__(self, method: str, context: Any) -> None:
-        self._call = Call(_request_id(context), method)
+        self._call = Call(_request_id(context), method, deadline=_deadline(context))
         self._context = context
 
     async def __aenter__(self) -> None:
@@ -157,6 +157,11 @@ _DEADLINE_SLACK_S = 0.1
 def _ending_of(context: Any) -> str:
     remaining = context.time_remaining()
     return "DEADLINE_EXCEEDED" if remaining is not None and remaining <= _DEADLINE_SLACK_S else "CANCELLED"
+
+
+def _deadline(context: Any) -> float | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 def _request_id(context: Any) -> str:

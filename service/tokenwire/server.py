@@ -176,8 +176,8 @@ class Server:
         except Exception as error:
             first_line = next(iter(str(error).splitlines()), "")
             raise ModelLoadError(f"the text side cannot be used: {type(error).__name__}: {first_line}") from error
-        if text.template_error is not None:
-            logger.warning("Chat is refused: the chat template cannot be compiled: %s", text.template_error)
+        for name, problem in text.template_errors.items():
+            logger.warning("Chat with template %s is refused: it cannot be compiled: %s", name, problem)
         backend.install(info, text)
 
     async def _unless_stopped_now(self, work: Coroutine[Any, Any, None]) -> None:

@@ -1,41 +1,27 @@
 """Every rule about requests, checked before any work; all violations of a request are reported at once.
 
-Ranges of sampling and stopping parameters live in Rust (asked by ``engine.ranges``), the rules between settings in
-``engine.settings.resolve``; this module adds presence, sizes, counts and everything about prompts and conversations.
-Counts and sizes come first: a list that is too long is not looked at element by element.
+Prompts are judged here, conversations by `validation_chat`, settings by `validation_settings`. Counts and sizes come
+first: a list that is too long is not looked at element by element.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 import numpy as np
 from google.protobuf.message import Message
 from numpy.typing import NDArray
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
-from tokenwire.engine.ranges import out_of_range
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, Note, Resolution, resolve
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
-from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
-
-ROLES = ("system", "developer", "user", "assistant", "tool")
-"""Who may speak in a conversation."""
+from tokenwire.v1 import generation_service_pb2
 
 MIN_TEXT_BYTES = 64 * 1024
 """Text that is tokenized however small the context is, where its tokens are asked for or cannot be bounded."""
 
 MAX_REPORTED_ELEMENTS = 8
 """Bad elements of one list that are reported; the rest would only repeat the rule."""
-
-_CONFIG = "generation_config"
-_LIST_PATHS = {
-    "eos_token_id": "eos_token_id.ids",
-    "suppress_tokens": "suppress_tokens.ids",
-    "stop_strings": "stop_strings.values",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +43,6 @@ class Bounds:
     def capacity_name(self) -> str:
         """What sets ``max_sequence_tokens``, for error texts."""
         return "KV cache" if self.info.kv_token_capacity < self.info.context_length else "context"
-
-
-@dataclass(frozen=True, slots=True)
-class Output:
-    """OutputOptions with defaults filled in."""
-
-    logprobs: int | None
-    processed_logprobs: bool
-    skip_special_tokens: bool
-
-
-class Resolved(NamedTuple):
-    """Settings in force for one sequence, and what is to be said about them."""
-
-    settings: GenerationSettings
-    notes: tuple[Note, ...]
-    length_is_default: bool
 
 
 class Violations:
@@ -127,15 +96,6 @@ def check_model(model: str, info: ModelInfo) -> None:
 def flag(message: Message, name: str) -> bool:
     """Value of an optional bool whose default is true."""
     return bool(getattr(message, name)) if message.HasField(name) else True
-
-
-def output_of(output: generation_pb2.OutputOptions) -> Output:
-    """The options with their defaults."""
-    return Output(
-        logprobs=output.logprobs if output.HasField("logprobs") else None,
-        processed_logprobs=output.processed_logprobs,
-        skip_special_tokens=flag(output, "skip_special_tokens"),
-    )
 
 
 def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violations: Violations, path: str) -> None:
@@ -204,132 +164,12 @@ def _check_room(count: int, bounds: Bounds, violations: Violations, path: str) -
         violations.add(path, rule, Verbatim(f"{count} tokens"))
 
 
-def check_conversation(
-    conversation: chat_pb2.Conversation, bounds: Bounds, violations: Violations, path: str = "conversation"
-) -> None:
-    """Check roles, contents, tools and how the turn is to be opened."""
-    limits = bounds.limits
-    messages, tools = conversation.messages, conversation.tools
-    if not messages:
-        violations.add(f"{path}.messages", "must have at least one message", Verbatim("none"))
-    if _within(messages, limits.max_messages, violations, f"{path}.messages", "messages"):
-        for index, message in enumerate(messages):
-            _check_message(message, violations, f"{path}.messages[{index}]")
-    if _within(tools, limits.max_tools, violations, f"{path}.tools", "tools"):
-        for index, tool in enumerate(tools):
-            if not tool.name:
-                violations.add(f"{path}.tools[{index}].name", "must not be empty", "")
-            _check_json_object(tool.parameters_json, violations, f"{path}.tools[{index}].parameters_json")
-    if conversation.continue_final_message:
-        if conversation.add_generation_prompt:
-            violations.add(f"{path}.continue_final_message", "must not be set with add_generation_prompt", True)
-        elif messages and not any(part.text for part in messages[-1].content):
-            rule = "must not be empty with continue_final_message"
-            violations.add(f"{path}.messages[{len(messages) - 1}].content", rule, Verbatim("none"))
-    total = _text_bytes(conversation)
-    if total > bounds.max_prompt_bytes:
-        rule = f"must be at most {bounds.max_prompt_bytes} bytes together: more do not fit the {bounds.capacity_name}"
-        violations.add(f"{path}.messages", rule, Verbatim(f"{total} bytes"))
-
-
-def _text_bytes(conversation: chat_pb2.Conversation) -> int:
-    """UTF-8 bytes of all text that the chat template is given, roles apart."""
-    return sum(len(text.encode()) for text in _texts(conversation))
-
-
-def _texts(conversation: chat_pb2.Conversation) -> Iterator[str]:
-    for message in conversation.messages:
-        yield from (message.name, message.reasoning_content, message.tool_call_id)
-        yield from (part.text for part in message.content)
-        for call in message.tool_calls:
-            yield from (call.id, call.name, call.arguments_json)
-    for tool in conversation.tools:
-        yield from (tool.name, tool.description, tool.parameters_json)
-
-
-def _check_message(message: chat_pb2.ChatMessage, violations: Violations, path: str) -> None:
-    if message.role not in ROLES:
-        violations.add(f"{path}.role", f"must be one of {', '.join(ROLES)}", message.role)
-    if not message.content and not message.tool_calls:
-        violations.add(f"{path}.content", "must not be empty without tool_calls", Verbatim("none"))
-    for index, part in enumerate(message.content):
-        if part.WhichOneof("part") is None:
-            violations.add(f"{path}.content[{index}]", "must have text", Verbatim("nothing this server knows"))
-    if message.role != "assistant":
-        if message.tool_calls:
-            violations.add(f"{path}.tool_calls", "only for role assistant", Verbatim(f"role {shorten(message.role)}"))
-        if message.reasoning_content:
-            rule = "only for role assistant"
-            violations.add(f"{path}.reasoning_content", rule, Verbatim(f"role {shorten(message.role)}"))
-    if message.role != "tool" and message.tool_call_id:
-        violations.add(f"{path}.tool_call_id", "only for role tool", Verbatim(f"role {shorten(message.role)}"))
-    for index, call in enumerate(message.tool_calls):
-        if not call.name:
-            violations.add(f"{path}.tool_calls[{index}].name", "must not be empty", "")
-        _check_json_object(call.arguments_json, violations, f"{path}.tool_calls[{index}].arguments_json")
-
-
-def _check_json_object(text: str, violations: Violations, path: str) -> None:
-    if not text:
-        return
-    try:
-        value = msgspec.json.decode(text)
-    except RecursionError:
-        violations.add(path, "must be a JSON object that is not nested so deeply", text)
-    except msgspec.DecodeError as error:
-        violations.add(path, f"must be a JSON object that can be read ({error})", text)
-    else:
-        if not isinstance(value, dict):
-            violations.add(path, "must be a JSON object", text)
-
-
-def _within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Violations, path: str, what: str) -> bool:
+def within(items: Sequence[Any] | Mapping[Any, Any], limit: int, violations: Violations, path: str, what: str) -> bool:
+    """Check how many items a field has; False where it has too many to be looked at."""
     if len(items) <= limit:
         return True
     violations.add(path, f"must have at most {limit} {what}", Verbatim(f"{len(items)} {what}"))
     return False
-
-
-def check_sizes(
-    config: generation_pb2.GenerationConfig, output: Output, limits: LimitsConfig, violations: Violations
-) -> bool:
-    """Check counts and lengths, on the message. False where something is too long to be copied and looked into."""
-    stop_strings = config.stop_strings.values
-    path = f"{_CONFIG}.stop_strings.values"
-    fits = _within(stop_strings, limits.max_stop_strings, violations, path, "strings")
-    if fits:
-        for index, text in enumerate(stop_strings):
-            size = len(text.encode())
-            if size > limits.max_stop_string_bytes:
-                rule = f"must be at most {limits.max_stop_string_bytes} bytes"
-                violations.add(f"{path}[{index}]", rule, Verbatim(f"{size} bytes"))
-                fits = False
-    for ids, name in (
-        (config.eos_token_id.ids, "eos_token_id.ids"),
-        (config.stop_token_ids, "stop_token_ids"),
-        (config.suppress_tokens.ids, "suppress_tokens.ids"),
-    ):
-        fits = _within(ids, limits.max_token_ids, violations, f"{_CONFIG}.{name}", "ids") and fits
-    bias = config.logit_bias
-    fits = _within(bias, limits.max_logit_bias, violations, f"{_CONFIG}.logit_bias", "entries") and fits
-    if output.logprobs is not None and not 0 <= output.logprobs <= limits.max_logprobs:
-        violations.add("output.logprobs", f"must be in [0, {limits.max_logprobs}]", output.logprobs)
-    return fits
-
-
-def check_generation(
-    overrides: GenerationOverrides, output: Output, bounds: Bounds, violations: Violations, *, prompt_tokens: int = 1
-) -> None:
-    """Check the settings of a request that passed ``check_sizes``: ranges, and the rules between them.
-
-    ``prompt_tokens``: how many the prompt has, or at least has.
-    """
-    violations.extend(_range_violations(overrides, bounds.info))
-    suppressed = overrides.suppress_tokens or ()
-    if len(suppressed) >= bounds.info.vocab_size and len(set(suppressed)) >= bounds.info.vocab_size:
-        violations.add(f"{_CONFIG}.suppress_tokens.ids", "must leave a token to generate", Verbatim("the vocabulary"))
-    resolution = _resolve(overrides, output, bounds, min(prompt_tokens, bounds.max_sequence_tokens - 1))
-    violations.extend(resolution.violations)
 
 
 def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: str) -> None:
@@ -337,32 +177,3 @@ def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: s
     if not 1 <= count <= bounds.limits.max_batch_size:
         rule = f"must have 1 to {bounds.limits.max_batch_size} prompts"
         violations.add(path, rule, Verbatim(f"{count} prompts"))
-
-
-def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolved:
-    """The settings in force for a prompt of this length. Raises InvalidRequestError."""
-    resolution = _resolve(overrides, output, bounds, prompt_tokens)
-    if resolution.settings is None:
-        raise InvalidRequestError(list(resolution.violations))
-    return Resolved(resolution.settings, resolution.notes, resolution.length_is_default)
-
-
-def _resolve(overrides: GenerationOverrides, output: Output, bounds: Bounds, prompt_tokens: int) -> Resolution:
-    return resolve(
-        overrides,
-        bounds.info.defaults,
-        prompt_tokens=prompt_tokens,
-        context_length=bounds.max_sequence_tokens,
-        vocab_size=bounds.info.vocab_size,
-        logprobs=output.logprobs,
-        processed_logprobs=output.processed_logprobs,
-        skip_special_tokens=output.skip_special_tokens,
-    )
-
-
-def _range_violations(overrides: GenerationOverrides, info: ModelInfo) -> Iterator[Violation]:
-    # A length that follows from the prompt is judged once the prompt is tokenized.
-    for violation in out_of_range(overrides, vocab_size=info.vocab_size, max_new_tokens=info.context_length):
-        name, bracket, index = violation.field.partition("[")
-        path = f"{_CONFIG}.{_LIST_PATHS.get(name, name)}{bracket}{index}"
-        yield Violation(path, violation.rule, shorten(Verbatim(violation.value)))

@@ -6,6 +6,7 @@ It runs in gRPC's own threads, so that blocking clients, asyncio clients and chi
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from typing import Any, Self
 
 import grpc
@@ -40,6 +41,7 @@ MODEL = model_service_pb2.Model(
     vocab_size=300,
     special_tokens=[model_service_pb2.SpecialToken(name="eos_token", text="</s>", id=2)],
     has_chat_template=True,
+    chat_template_names=["default", "tool_use"],
     default_generation_config=generation_pb2.GenerationConfig(temperature=0.5),
     limits=model_service_pb2.ModelLimits(max_sequence_tokens=128, max_logprobs=20),
     unapplied_defaults=["num_beams=2"],
@@ -69,6 +71,10 @@ def answer_to(request: Any) -> str:
     if isinstance(request, generation_service_pb2.ChatRequest):
         return "you said: " + request.conversation.messages[-1].content[0].text
     return "echo: " + (request.prompt.text or str(list(request.prompt.token_ids)))
+
+
+def _num_sequences(request: Any) -> int:
+    return request.generation_config.num_return_sequences or 1
 
 
 class FakeServer:
@@ -145,51 +151,80 @@ class FakeServer:
         )
 
     @staticmethod
-    def _deltas(text: str, *, logprobs: bool) -> Iterator[generation_pb2.GenerationDelta]:
+    def _deltas(
+        text: str, output: generation_pb2.OutputOptions, index: int = 0
+    ) -> Iterator[generation_pb2.GenerationDelta]:
         end = 0
-        for index, piece in enumerate(words(text)):
+        for number, piece in enumerate(words(text)):
             start, end = end, end + len(piece.encode())
-            token = generation_pb2.TokenLogprob(token_id=100 + index, text=piece, logprob=-0.5)
+            token = generation_pb2.TokenLogprob(token_id=100 + number, text=piece, logprob=-0.5, rank=3)
+            position = generation_pb2.PositionLogprobs(chosen=token, top=[token])
+            text_range = generation_pb2.ByteRange(start=start, end=end)
+            detail = generation_pb2.TokenDetail(
+                id=100 + number, piece=piece, bytes=piece.encode(), text_range=text_range
+            )
             yield generation_pb2.GenerationDelta(
+                sequence_index=index,
                 text=piece,
-                token_ids=[100 + index],
-                text_range=generation_pb2.ByteRange(start=start, end=end),
-                logprobs=[generation_pb2.PositionLogprobs(chosen=token, top=[token])] if logprobs else [],
+                token_ids=[100 + number],
+                text_range=text_range,
+                logprobs=[position] if output.HasField("logprobs") else [],
+                tokens=[detail] if output.token_details else [],
+                prompt_logprobs=[position] if output.HasField("prompt_logprobs") and index == number == 0 else [],
             )
 
     @staticmethod
-    def _finish(count: int) -> generation_pb2.GenerationFinish:
+    def _finish(count: int, index: int = 0, *, beams: bool = False) -> generation_pb2.GenerationFinish:
         return generation_pb2.GenerationFinish(
+            sequence_index=index,
             reason=generation_pb2.FINISH_REASON_STOP_STRING,
             stop_string="END",
-            usage=generation_pb2.Usage(prompt_token_count=3, completion_token_count=count),
+            usage=generation_pb2.Usage(
+                prompt_token_count=3,
+                completion_token_count=count,
+                cached_token_count=2,
+                draft_token_count=6,
+                accepted_draft_token_count=4,
+            ),
             timings=generation_pb2.Timings(queue_ms=1, prefill_ms=2, decode_ms=4),
             warnings=[generation_pb2.Warning(code="default_length_cut", message="cut at 20")],
+            sequence_score=-0.5 - index if beams else None,
         )
 
-    def _sequence(self, request: Any) -> generation_pb2.GeneratedSequence:
+    def _texts(self, request: Any) -> list[str]:
+        """Of each sequence asked for: those after the first end with their index."""
         text = self.answer(request)
-        deltas = list(self._deltas(text, logprobs=request.output.HasField("logprobs")))
+        return [text if index == 0 else f"{text} #{index}" for index in range(_num_sequences(request))]
+
+    def _sequences(self, request: Any) -> list[generation_pb2.GeneratedSequence]:
+        return [self._sequence(request, index, text) for index, text in enumerate(self._texts(request))]
+
+    def _sequence(self, request: Any, index: int, text: str) -> generation_pb2.GeneratedSequence:
+        deltas = list(self._deltas(text, request.output, index))
         return generation_pb2.GeneratedSequence(
             text=text,
             token_ids=[token for each in deltas for token in each.token_ids],
             logprobs=[position for each in deltas for position in each.logprobs],
-            finish=self._finish(len(deltas)),
+            tokens=[token for each in deltas for token in each.tokens],
+            prompt_logprobs=[position for each in deltas for position in each.prompt_logprobs],
+            finish=self._finish(len(deltas), index, beams=request.generation_config.num_beams > 1),
         )
 
     def _stream(self, request: Any, context: grpc.ServicerContext, response: Any) -> Iterator[Any]:
         context.add_callback(lambda: None if context.code() is grpc.StatusCode.OK else self._ended(context))
         self._receive(request, context)
         yield response(start=self._start(request))
-        deltas = list(self._deltas(self.answer(request), logprobs=request.output.HasField("logprobs")))
-        for index, each in enumerate(deltas):
+        sequences = [list(self._deltas(text, request.output, index)) for index, text in enumerate(self._texts(request))]
+        interleaved = [each for step in zip_longest(*sequences) for each in step if each is not None]
+        for index, each in enumerate(interleaved):
             if index == self.fail_after:
                 self._fail(context)
             if index == self.hold_after:
                 self.holding.set()
                 self.release.wait()
             yield response(delta=each)
-        yield response(finish=self._finish(len(deltas)))
+        for index, deltas in enumerate(sequences):
+            yield response(finish=self._finish(len(deltas), index))
 
     def _ended(self, context: grpc.ServicerContext) -> None:
         if not context.is_active() and self.holding.is_set() and not self.release.is_set():
@@ -206,7 +241,7 @@ class FakeServer:
 
     def Generate(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._receive(request, context)
-        return generation_service_pb2.GenerateResponse(start=self._start(request), sequences=[self._sequence(request)])
+        return generation_service_pb2.GenerateResponse(start=self._start(request), sequences=self._sequences(request))
 
     def GenerateStream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         yield from self._stream(request, context, generation_service_pb2.GenerateStreamResponse)
@@ -216,9 +251,11 @@ class FakeServer:
         items = []
         for prompt in request.prompts:
             if prompt.text or prompt.token_ids:
-                single = generation_service_pb2.GenerateRequest(prompt=prompt)
+                single = generation_service_pb2.GenerateRequest(
+                    prompt=prompt, generation_config=request.generation_config, output=request.output
+                )
                 reply = generation_service_pb2.GenerateResponse(
-                    start=self._start(single), sequences=[self._sequence(single)]
+                    start=self._start(single), sequences=self._sequences(single)
                 )
                 items.append(generation_service_pb2.GenerateBatchItem(response=reply))
             else:
@@ -230,11 +267,14 @@ class FakeServer:
 
     def Chat(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._receive(request, context)
-        sequence = self._sequence(request)
-        message = chat_pb2.ChatMessage(role="assistant", content=[chat_pb2.ContentPart(text=sequence.text)])
-        return generation_service_pb2.ChatResponse(
-            start=self._start(request), choices=[generation_service_pb2.ChatChoice(message=message, sequence=sequence)]
-        )
+        choices = [
+            generation_service_pb2.ChatChoice(
+                message=chat_pb2.ChatMessage(role="assistant", content=[chat_pb2.ContentPart(text=sequence.text)]),
+                sequence=sequence,
+            )
+            for sequence in self._sequences(request)
+        ]
+        return generation_service_pb2.ChatResponse(start=self._start(request), choices=choices)
 
     def ChatStream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         yield from self._stream(request, context, generation_service_pb2.ChatStreamResponse)

@@ -103,7 +103,7 @@ def converse(
                 return line
 
             monkeypatch.setattr("builtins.input", read_line)
-            ChatSession(client, {}, model="", system=system, stats=stats).run()
+            ChatSession(client, {}, {}, model="", system=system, stats=stats).run()
             shown = capsys.readouterr()
             return shown.out, shown.err
 

@@ -20,9 +20,12 @@ from tokenwire.client import (
     Client,
     DeadlineExceeded,
     FinishReason,
+    GreenListWatermark,
     InvalidArgument,
+    SynthIdTextWatermark,
     ToolCall,
     requests,
+    responses,
 )
 
 Call = Callable[..., Awaitable[Any]]
@@ -149,12 +152,87 @@ OPTIONS: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"repetition_penalty": 1.5, "presence_penalty": -1}, {"repetitionPenalty": 1.5, "presencePenalty": -1}),
     ({"frequency_penalty": 2, "logit_bias": {5: -1.5}}, {"frequencyPenalty": 2, "logitBias": {"5": -1.5}}),
     ({"temperature": None, "stop_strings": None}, {}),
+    (
+        {"min_length": 0, "max_time": 0.5, "deadline_aware": True},
+        {"minLength": 0, "maxTime": 0.5, "deadlineAware": True},
+    ),
+    ({"top_h": 0.5, "epsilon_cutoff": 0.0, "eta_cutoff": 0.25}, {"topH": 0.5, "epsilonCutoff": 0.0, "etaCutoff": 0.25}),
+    (
+        {"renormalize_logits": False, "remove_invalid_values": True},
+        {"renormalizeLogits": False, "removeInvalidValues": True},
+    ),
+    (
+        {"no_repeat_ngram_size": 3, "encoder_no_repeat_ngram_size": 2},
+        {"noRepeatNgramSize": 3, "encoderNoRepeatNgramSize": 2},
+    ),
+    ({"encoder_repetition_penalty": 1.5, "guidance_scale": -2}, {"encoderRepetitionPenalty": 1.5, "guidanceScale": -2}),
+    (
+        {"begin_suppress_tokens": [3], "allowed_token_ids": []},
+        {"beginSuppressTokens": {"ids": [3]}, "allowedTokenIds": {}},
+    ),
+    ({"forced_bos_token_id": 0, "forced_eos_token_id": 2}, {"forcedBosTokenId": 0, "forcedEosTokenId": {"ids": [2]}}),
+    ({"bad_words_ids": [[1], (2, 3)]}, {"badWordsIds": {"sequences": [{"ids": [1]}, {"ids": [2, 3]}]}}),
+    ({"bad_words_ids": []}, {"badWordsIds": {}}),
+    ({"sequence_bias": {(1, 2): -1.5}}, {"sequenceBias": {"entries": [{"ids": [1, 2], "bias": -1.5}]}}),
+    ({"sequence_bias": [([1, 2], -1.5)]}, {"sequenceBias": {"entries": [{"ids": [1, 2], "bias": -1.5}]}}),
+    (
+        {"exponential_decay_length_penalty": (5, 1.5)},
+        {"exponentialDecayLengthPenalty": {"startIndex": 5, "decayFactor": 1.5}},
+    ),
+    (
+        {"num_return_sequences": 2, "num_beams": 4, "length_penalty": 0},
+        {"numReturnSequences": 2, "numBeams": 4, "lengthPenalty": 0},
+    ),
+    ({"early_stopping": False}, {"earlyStopping": "EARLY_STOPPING_FALSE"}),
+    ({"early_stopping": True}, {"earlyStopping": "EARLY_STOPPING_TRUE"}),
+    ({"early_stopping": "never"}, {"earlyStopping": "EARLY_STOPPING_NEVER"}),
+    (
+        {"prompt_lookup_num_tokens": 4, "max_matching_ngram_size": 3},
+        {"promptLookupNumTokens": 4, "maxMatchingNgramSize": 3},
+    ),
+    ({"num_assistant_tokens": 0, "token_healing": True}, {"numAssistantTokens": 0, "tokenHealing": True}),
+    (
+        {"watermarking_config": GreenListWatermark(bias=1.5, seeding_scheme="selfhash")},
+        {
+            "watermarkingConfig": {
+                "greenList": {
+                    "greenlistRatio": 0.25,
+                    "bias": 1.5,
+                    "hashingKey": "15485863",
+                    "seedingScheme": "SEEDING_SCHEME_SELF_HASH",
+                    "contextWidth": 1,
+                }
+            }
+        },
+    ),
+    (
+        {"watermarking_config": SynthIdTextWatermark(ngram_len=5, keys=(1, 2))},
+        {
+            "watermarkingConfig": {
+                "synthIdText": {
+                    "ngramLen": 5,
+                    "keys": ["1", "2"],
+                    "contextHistorySize": 1024,
+                    "samplingTableSeed": "0",
+                    "samplingTableSize": 65536,
+                    "skipFirstNgramCalls": False,
+                    "debugMode": False,
+                }
+            }
+        },
+    ),
 ]
 
 
 @pytest.mark.parametrize(("options", "expected"), OPTIONS)
 def test_options_have_the_names_of_transformers(options: dict[str, Any], expected: dict[str, Any]) -> None:
     assert MessageToDict(requests.generation_config(options)) == expected
+
+
+@pytest.mark.parametrize("options", [options for options, _ in OPTIONS])
+def test_settings_in_force_come_back_as_they_can_be_sent(options: dict[str, Any]) -> None:
+    sent = requests.generation_config(options)
+    assert requests.generation_config(dict(responses.generation_options(sent))) == sent
 
 
 def test_every_field_of_the_protocol_is_an_option() -> None:
@@ -172,6 +250,12 @@ def test_every_field_of_the_protocol_is_an_option() -> None:
         ({"stop_strings": [1]}, "generation_config.stop_strings"),
         ({"logit_bias": {"x": 1}}, "generation_config.logit_bias"),
         ({"logprobs": 1.5}, "output.logprobs"),
+        ({"early_stopping": "sometimes"}, "generation_config.early_stopping"),
+        ({"watermarking_config": {"bias": 1.0}}, "generation_config.watermarking_config"),
+        ({"watermarking_config": GreenListWatermark(bias="x")}, "generation_config.watermarking_config"),  # type: ignore[arg-type]
+        ({"bad_words_ids": [1]}, "generation_config.bad_words_ids"),
+        ({"sequence_bias": [1]}, "generation_config.sequence_bias"),
+        ({"exponential_decay_length_penalty": (1, 2, 3)}, "generation_config.exponential_decay_length_penalty"),
     ],
 )
 def test_a_value_that_cannot_be_sent_names_its_field(client: Client, options: dict[str, Any], field: str) -> None:
@@ -208,8 +292,13 @@ async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer
     await call("generate_batch", ["x"], add_special_tokens=True)
     await call("tokenize", "x", parse_special_tokens=False)
     await call("detokenize", [1], skip_special_tokens=False)
-    await call("chat", "x", tools=[TOOL], add_generation_prompt=False)
-    await call("render_chat", "x", tools=None, continue_final_message=True, model="tiny")
+    rendering = {
+        "documents": ["plain", {"title": "T", "text": "titled"}],
+        "template_variables": {"yes": True, "effort": "low", "whole": 3, "part": 0.5},
+        "template_name": "tool_use",
+    }
+    await call("chat", "x", tools=[TOOL], add_generation_prompt=False, **rendering)
+    await call("render_chat", "x", tools=None, continue_final_message=True, model="tiny", template_variables=None)
     generate, batch, tokenize, detokenize, chat, render_chat = map(MessageToDict, server.requests)
     assert generate["prompt"] == {"text": "x", "addSpecialTokens": False, "parseSpecialTokens": False}
     assert batch["prompts"] == [{"text": "x", "addSpecialTokens": True}]
@@ -217,6 +306,14 @@ async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer
     assert detokenize == {"tokenIds": {"ids": [1]}, "skipSpecialTokens": False}
     assert chat["conversation"]["addGenerationPrompt"] is False
     assert [tool["name"] for tool in chat["conversation"]["tools"]] == ["weather"]
+    assert chat["conversation"]["documents"] == [{"text": "plain"}, {"title": "T", "text": "titled"}]
+    assert chat["conversation"]["templateVariables"] == {
+        "yes": {"boolValue": True},
+        "effort": {"stringValue": "low"},
+        "whole": {"numberValue": 3.0},
+        "part": {"numberValue": 0.5},
+    }
+    assert chat["conversation"]["templateName"] == "tool_use"
     assert render_chat["model"] == "tiny"
     assert render_chat["conversation"].keys() == {"messages", "continueFinalMessage"}
 
@@ -273,6 +370,24 @@ def test_tools_and_their_results_are_sent_in_both_forms() -> None:
 def test_a_message_that_cannot_be_sent_names_its_field(message: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         requests.conversation([message])
+    assert raised.value.violations[0].field == field
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"documents": [{"title": "T", "body": "x"}]}, "conversation.documents[0].body"),
+        ({"documents": ["x", 3]}, "conversation.documents[1]"),
+        ({"template_variables": {"x": None}}, "conversation.template_variables[x]"),
+        ({"template_variables": {"x": [1]}}, "conversation.template_variables[x]"),
+        ({"template_variables": {"x": 10**400}}, "conversation.template_variables[x]"),
+        ({"template_variables": {3: "x"}}, "conversation"),
+        ({"template_name": 3}, "conversation"),
+    ],
+)
+def test_what_a_template_cannot_be_given_names_its_field(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as raised:
+        requests.conversation("x", **options)
     assert raised.value.violations[0].field == field
 
 

@@ -79,6 +79,19 @@ def test_one_message_is_answered_with_stats(run: Run, server: FakeServer) -> Non
     assert rest[0].endswith(" tokens/s")
 
 
+def test_a_chat_gives_its_template_variables(run: Run, server: FakeServer) -> None:
+    given = {"a": "true", "b": "1.5", "c": "2", "d": '"true"', "e": "x=y", "f": "[1]", "g": "NaN", "h": ""}
+    flags = [flag for name, value in given.items() for flag in ("--template-var", f"{name}={value}")]
+    assert run("chat", "--template", "tool_use", *flags, "hi")[0] == 0
+    conversation = server.requests[-1].conversation
+    values = {name: getattr(value, value.WhichOneof("kind")) for name, value in conversation.template_variables.items()}
+    assert conversation.template_name == "tool_use"
+    assert values == {"a": True, "b": 1.5, "c": 2, "d": "true", "e": "x=y", "f": "[1]", "g": "NaN", "h": ""}
+    code, _, err = run("chat", "--template-var", "enable_thinking", "hi")
+    assert code != 0
+    assert "NAME=VALUE" in err
+
+
 def test_an_answer_of_a_chat_may_fill_the_context(run: Run, server: FakeServer) -> None:
     run("chat", "x")
     assert server.requests[-1].generation_config.max_length == 128

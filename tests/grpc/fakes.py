@@ -5,6 +5,8 @@ import json
 from collections import deque
 from collections.abc import Callable, Sequence
 
+import msgspec
+
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import Delta, Finish, ModelInfo, Stats, TokenLogprobs
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
@@ -81,7 +83,7 @@ def model_info(**changes: object) -> ModelInfo:
         "eos_token_ids": (IM_END,),
         "pad_token_id": None,
         "tokenizer_json": tokenizer_json(),
-        "chat_template": CHAT_TEMPLATE,
+        "chat_templates": {"default": CHAT_TEMPLATE},
         "defaults": GenerationOverrides(eos_token_ids=(IM_END,)),
         "unapplied_defaults": ("num_beams=4",),
     }
@@ -92,62 +94,81 @@ class FakeStream:
     """A TokenStream that a test feeds."""
 
     def __init__(
-        self, engine: "FakeEngine", prompt_ids: Sequence[int], settings: GenerationSettings, sequence_index: int
+        self,
+        engine: "FakeEngine",
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        sequence_index: int,
+        negative_prompt_ids: Sequence[int] | None,
+        deadline: float | None,
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.settings = settings
         self.sequence_index = sequence_index
+        self.negative_prompt_ids = negative_prompt_ids
+        self.deadline = deadline
         self.closed = asyncio.Event()
         """Given up before it was finished."""
         self.finished = False
+        self.finish_changes: dict[str, object] = {}
+        """Fields of the Finish that are to differ from the plain one's."""
         self._engine = engine
         self._deltas: deque[Delta] = deque()
         self._error: Exception | None = None
         self._wake = asyncio.Event()
-        self._count = 0
+        self._counts = [0] * settings.num_return_sequences
+        self._num_finished = 0
 
-    def push(self, text: str, token_ids: Sequence[int], finish: str | None = None) -> None:
-        self._count += len(token_ids)
+    def push(self, text: str, token_ids: Sequence[int], finish: str | None = None, *, index: int = 0) -> None:
         settings = self.settings
         logprobs = (
             [
-                TokenLogprobs(-0.5, [(token_id, -0.5 - rank) for rank in range(settings.logprobs)])
+                TokenLogprobs(-0.5, 2, [(token_id, -0.5 - rank) for rank in range(settings.logprobs)])
                 for token_id in token_ids
             ]
             if settings.logprobs is not None
             else []
         )
-        end = self._finish(finish) if finish else None
-        self._deltas.append(Delta(0, list(token_ids), text, logprobs, end))
+        prompt_logprobs = None
+        if settings.prompt_logprobs is not None and index == 0 and self._counts[0] == 0:
+            prompt_logprobs = [TokenLogprobs(-float(place), place, []) for place in range(1, len(self.prompt_ids))]
+        self._counts[index] += len(token_ids)
+        end = self._finish(finish, index) if finish else None
+        self._deltas.append(Delta(0, list(token_ids), text, logprobs, end, index, prompt_logprobs))
         if end is not None:
-            self._end()
+            self._num_finished += 1
+            if self._num_finished == settings.num_return_sequences:
+                self._end()
         self._wake.set()
 
     def answer(self, text: str, finish: str = "eos") -> None:
-        """All of ``text`` as one token per byte, then the end."""
+        """All of ``text`` as one token per byte, then the end; every sequence alike."""
         data, sent = text.encode(), 0
         for count in range(1, len(data) + 1):
             known = data[:count].decode(errors="ignore")
-            self.push(known[sent:], [data[count - 1]])
+            for index in range(self.settings.num_return_sequences):
+                self.push(known[sent:], [data[count - 1]], index=index)
             sent = len(known)
-        self.push("", [IM_END] if finish == "eos" else [], finish)
+        for index in range(self.settings.num_return_sequences):
+            self.push("", [IM_END] if finish == "eos" else [], finish, index=index)
 
     def fail(self, error: Exception) -> None:
         self._error = error
         self._end()
         self._wake.set()
 
-    def _finish(self, reason: str) -> Finish:
-        return Finish(
+    def _finish(self, reason: str, index: int) -> Finish:
+        finish = Finish(
             reason=reason,
             stop_string="END" if reason == "stop_string" else None,
             stop_token_id=IM_END if reason in ("eos", "stop_token") else None,
             prompt_token_count=len(self.prompt_ids),
-            completion_token_count=self._count,
+            completion_token_count=self._counts[index],
             queue_ms=1.0,
             prefill_ms=2.0,
             decode_ms=3.0,
         )
+        return msgspec.structs.replace(finish, **self.finish_changes)
 
     def _end(self) -> None:
         self.finished = True
@@ -231,12 +252,20 @@ class FakeEngine:
         self.enter(EngineState.READY)
         return self._info
 
-    def submit(self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0) -> FakeStream:
+    def submit(
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        sequence_index: int = 0,
+        negative_prompt_ids: Sequence[int] | None = None,
+        deadline: float | None = None,
+    ) -> FakeStream:
         if self._state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is {self._state.value}")
         if len(self.open) >= self.capacity:
             raise QueueFullError(self.capacity, 0.05)
-        stream = FakeStream(self, prompt_ids, settings, sequence_index)
+        stream = FakeStream(self, prompt_ids, settings, sequence_index, negative_prompt_ids, deadline)
         self.streams.append(stream)
         self.open.add(stream)
         self.most_open = max(self.most_open, len(self.open))

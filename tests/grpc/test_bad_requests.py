@@ -15,7 +15,15 @@ from tokenwire.config import LimitsConfig
 from tokenwire.v1 import generation_service_pb2 as pb
 
 LIMITS = LimitsConfig(
-    max_stop_strings=3, max_stop_string_bytes=8, max_token_ids=5, max_logit_bias=4, max_messages=6, max_tools=2
+    max_stop_strings=3,
+    max_stop_string_bytes=8,
+    max_token_ids=5,
+    max_token_sequences=3,
+    max_logit_bias=4,
+    max_return_sequences=4,
+    max_beams=3,
+    max_messages=6,
+    max_tools=2,
 )
 CONTEXT = 128
 NAN, INF = math.nan, math.inf
@@ -90,6 +98,67 @@ GENERATE: list[tuple[dict[str, Any], set[str]]] = [
     (config(suppress_tokens={"ids": [VOCAB_SIZE]}), {f"{GC}.suppress_tokens.ids[0]"}),
     (config(do_sample=False, temperature=0.5), {f"{GC}.temperature"}),
     (config(do_sample=False, top_k=5, top_p=0.5), {f"{GC}.top_k", f"{GC}.top_p"}),
+    *((config(max_time=value), {f"{GC}.max_time"}) for value in (0, -1, NAN, INF, -INF)),
+    *((config(min_length=value), {f"{GC}.min_length"}) for value in (-1, CONTEXT + 1, 2**31 - 1)),
+    *((config(guidance_scale=value), {f"{GC}.guidance_scale"}) for value in (-101, 101, NAN, INF)),
+    *((config(num_return_sequences=n, do_sample=True), {f"{GC}.num_return_sequences"}) for n in (0, -1, 5, 2**31 - 1)),
+    *((config(num_beams=n), {f"{GC}.num_beams"}) for n in (0, -1)),
+    *((config(length_penalty=value), {f"{GC}.length_penalty"}) for value in (-11, 11, NAN, INF)),
+    *((config(early_stopping=value), {f"{GC}.early_stopping"}) for value in (-1, 4, 99)),
+    *((config(prompt_lookup_num_tokens=n), {f"{GC}.prompt_lookup_num_tokens"}) for n in (-1, 65)),
+    *((config(max_matching_ngram_size=n), {f"{GC}.max_matching_ngram_size"}) for n in (0, -1, 17)),
+    *((config(num_assistant_tokens=n), {f"{GC}.num_assistant_tokens"}) for n in (-1, 65)),
+    *((config(no_repeat_ngram_size=n), {f"{GC}.no_repeat_ngram_size"}) for n in (-1, CONTEXT + 1)),
+    *((config(encoder_no_repeat_ngram_size=n), {f"{GC}.encoder_no_repeat_ngram_size"}) for n in (-1, CONTEXT + 1)),
+    *(
+        (
+            config(exponential_decay_length_penalty={"start_index": n, "decay_factor": 1.5}),
+            {f"{GC}.exponential_decay_length_penalty.start_index"},
+        )
+        for n in (-1, CONTEXT + 1)
+    ),
+    (config(watermarking_config={}), {f"{GC}.watermarking_config"}),
+    (
+        config(watermarking_config={"green_list": {"seeding_scheme": 3}}),
+        {f"{GC}.watermarking_config.green_list.seeding_scheme"},
+    ),
+    *(
+        (config(**{name: {"ids": [1] * 6}}), {f"{GC}.{name}.ids"})
+        for name in ("begin_suppress_tokens", "forced_eos_token_id", "allowed_token_ids")
+    ),
+    (config(allowed_token_ids={}), {f"{GC}.allowed_token_ids.ids"}),
+    (config(bad_words_ids={"sequences": [{"ids": [1]}] * 4}), {f"{GC}.bad_words_ids.sequences"}),
+    (config(bad_words_ids={"sequences": [{"ids": [1, 2, 3]}] * 2}), {f"{GC}.bad_words_ids.sequences"}),
+    (config(sequence_bias={"entries": [{"ids": [n]} for n in range(4)]}), {f"{GC}.sequence_bias.entries"}),
+    (config(num_return_sequences=2), {f"{GC}.num_return_sequences"}),
+    (config(do_sample=False, top_h=0.5, eta_cutoff=0.1), {f"{GC}.top_h", f"{GC}.eta_cutoff"}),
+    (config(do_sample=False, epsilon_cutoff=0.1), {f"{GC}.epsilon_cutoff"}),
+    (config(prompt_lookup_num_tokens=3, guidance_scale=2), {f"{GC}.prompt_lookup_num_tokens"}),
+    (config(prompt_lookup_num_tokens=3, num_assistant_tokens=3), {f"{GC}.num_assistant_tokens"}),
+    (config(forced_bos_token_id=5, suppress_tokens={"ids": [5]}), {f"{GC}.forced_bos_token_id"}),
+    (
+        config(forced_eos_token_id={"ids": [5, 6]}, suppress_tokens={"ids": [5, 6]}),
+        {f"{GC}.forced_eos_token_id.ids"},
+    ),
+    ({"prompt": {"token_ids": [1]}, GC: {"token_healing": True}}, {f"{GC}.token_healing"}),
+    ({**config(), "negative_prompt": {"text": "x"}}, {"negative_prompt"}),
+    ({**config(guidance_scale=2), "negative_prompt": {}}, {"negative_prompt"}),
+    ({**config(), "output": {"prompt_logprobs": -1}}, {"output.prompt_logprobs"}),
+    ({**config(), "output": {"prompt_logprobs": 21}}, {"output.prompt_logprobs"}),
+    (
+        {
+            **config(max_time=0, length_penalty=NAN, early_stopping=7, watermarking_config={}, num_beams=0),
+            "output": {"prompt_logprobs": 21},
+        },
+        {
+            f"{GC}.max_time",
+            f"{GC}.length_penalty",
+            f"{GC}.early_stopping",
+            f"{GC}.watermarking_config",
+            f"{GC}.num_beams",
+            "output.prompt_logprobs",
+        },
+    ),
     ({**config(), "output": {"logprobs": -1}}, {"output.logprobs"}),
     ({**config(), "output": {"logprobs": 21}}, {"output.logprobs"}),
     (
@@ -178,8 +247,19 @@ async def test_every_bad_request_names_its_fields(start: Any) -> None:
     assert not service.engine.streams
 
 
+async def test_beams_beyond_the_limit(start: Any) -> None:
+    service = await start(FakeEngine(script=say("x")), service_config(LIMITS))
+    for number in (4, 2**31 - 1):
+        failed = await failure(service.generation.Generate(parse(config(num_beams=number), pb.GenerateRequest)))
+        assert failed.fields == {f"{GC}.num_beams"}
+    await service.generation.Generate(parse(config(num_beams=3), pb.GenerateRequest))
+    more_sequences = config(num_return_sequences=3, num_beams=2, do_sample=True)
+    failed = await failure(service.generation.Generate(parse(more_sequences, pb.GenerateRequest)))
+    assert failed.fields == {f"{GC}.num_return_sequences"}
+
+
 def test_there_are_many_cases() -> None:
-    assert len(CASES) >= 60
+    assert len(CASES) >= 150
 
 
 @pytest.mark.parametrize(
@@ -209,6 +289,15 @@ ACCEPTED: list[dict[str, Any]] = [
     config(logit_bias={0: -100, VOCAB_SIZE - 1: 100}),
     config(stop_strings={"values": ["12345678", "a", "b"]}, eos_token_id={}, suppress_tokens={"ids": [0]}),
     config(stop_strings={}),
+    config(max_time=1e-9, min_length=CONTEXT, guidance_scale=-100, length_penalty=-10),
+    config(min_length=0, guidance_scale=100, length_penalty=10, early_stopping=3, max_matching_ngram_size=16),
+    config(num_return_sequences=4, do_sample=True, max_matching_ngram_size=1),
+    config(prompt_lookup_num_tokens=64, num_assistant_tokens=0, no_repeat_ngram_size=CONTEXT),
+    config(exponential_decay_length_penalty={"start_index": CONTEXT, "decay_factor": 1.5}),
+    config(bad_words_ids={"sequences": [{"ids": [1]}] * 3}, sequence_bias={}, begin_suppress_tokens={}),
+    config(forced_eos_token_id={}, encoder_no_repeat_ngram_size=0, watermarking_config={"green_list": {}}),
+    {**config(guidance_scale=2), "negative_prompt": {"token_ids": [1]}},
+    {**config(), "output": {"prompt_logprobs": 20, "echo": True, "token_details": True}},
     {**config(), "output": {"logprobs": 0}},
     {**config(), "output": {"logprobs": 20, "processed_logprobs": True}},
 ]

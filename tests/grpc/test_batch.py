@@ -117,6 +117,24 @@ async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeE
     ]
 
 
+async def test_sequences_of_an_item_draw_apart_from_those_of_the_others(service: Service, engine: FakeEngine) -> None:
+    engine.script = echo
+    answer = await service.generation.GenerateBatch(batch("a", "b", do_sample=True, num_return_sequences=3))
+    assert sorted(stream.sequence_index for stream in engine.streams) == [0, 3]
+    for item, text in zip(answer.items, "ab", strict=True):
+        assert [sequence.text for sequence in item.response.sequences] == [text] * 3
+        assert [sequence.finish.sequence_index for sequence in item.response.sequences] == [0, 1, 2]
+
+
+async def test_items_of_several_rows_leave_room_for_others(start: Any) -> None:
+    service = await start(FakeEngine(), service_config(max_running=2))
+    call = service.generation.GenerateBatch(batch(*("x" for _ in range(6)), do_sample=True, num_return_sequences=2))
+    for _ in range(6):
+        echo(await service.engine.submitted.get())
+    await call
+    assert service.engine.most_open == 2
+
+
 async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> None:
     call = service.generation.GenerateBatch(batch("a", "b", "c"))
     streams = [await engine.submitted.get() for _ in range(3)]

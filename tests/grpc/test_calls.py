@@ -170,6 +170,7 @@ async def test_get_model(service: Service) -> None:
     assert (model.id, model.context_length, model.vocab_size) == ("fake", 128, VOCAB_SIZE)
     assert model.forward_path == model_service_pb2.FORWARD_PATH_PAGED
     assert model.has_chat_template
+    assert list(model.chat_template_names) == ["default"]
     assert list(model.unapplied_defaults) == ["num_beams=4"]
     assert [(token.name, token.text, token.id) for token in model.special_tokens] == [
         ("eos_token", "<|im_end|>", IM_END)
@@ -213,7 +214,7 @@ async def test_default_length_is_pointed_out_only_where_it_cut(
 
 async def test_settings_without_effect_are_pointed_out(service: Service, engine: FakeEngine) -> None:
     engine.script = say("x")
-    start = (await service.generation.Generate(generate_request(seed=7))).start
+    start = (await service.generation.Generate(generate_request("<|im_start|>", seed=7))).start
     assert [warning.code for warning in start.warnings] == ["seed_without_effect"]
 
 
@@ -223,6 +224,8 @@ async def test_settings_without_effect_are_pointed_out(service: Service, engine:
         ("length", generation_pb2.FINISH_REASON_LENGTH),
         ("stop_string", generation_pb2.FINISH_REASON_STOP_STRING),
         ("stop_token", generation_pb2.FINISH_REASON_STOP_TOKEN),
+        ("max_time", generation_pb2.FINISH_REASON_MAX_TIME),
+        ("deadline", generation_pb2.FINISH_REASON_DEADLINE),
     ],
 )
 async def test_finish_reasons(service: Service, engine: FakeEngine, reason: str, expected: int) -> None:

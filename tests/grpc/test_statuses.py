@@ -109,7 +109,7 @@ async def test_unknown_model(service: Service) -> None:
 
 
 async def test_chat_without_template(start: Any) -> None:
-    service = await start(FakeEngine(model_info(chat_template=None)))
+    service = await start(FakeEngine(model_info(chat_templates={})))
     for call in (
         service.generation.Chat(generation_service_pb2.ChatRequest(conversation=conversation(("user", "hi")))),
         service.generation.ChatStream(generation_service_pb2.ChatRequest()),

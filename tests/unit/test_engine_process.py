@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 import uvloop
@@ -329,6 +330,22 @@ async def test_an_engine_that_dies_right_after_it_was_ready_never_serves(monkeyp
     with pytest.raises(ModelLoadError, match="exit code 9"):
         await engine.start()
     assert states == [EngineState.STOPPED]
+
+
+async def test_the_queue_counts_rows() -> None:
+    beams = msgspec.structs.replace(ENDLESS, num_beams=3)
+    several = msgspec.structs.replace(ENDLESS, do_sample=True, num_return_sequences=2, guidance_scale=2.0)
+    async with running(max_running=2, max_queued=3) as engine:
+        wide = [engine.submit([1], beams), engine.submit([2], several)]
+        with pytest.raises(QueueFullError):
+            engine.submit([9], SHORT)
+        wide[1].close()
+        narrow = [engine.submit([3 + number], ENDLESS) for number in range(2)]
+        with pytest.raises(QueueFullError):
+            engine.submit([9], SHORT)
+        for stream in (wide[0], *narrow):
+            stream.close()
+        assert await read(engine.submit([9], SHORT)) == expected_answer([9], 5)
 
 
 async def test_a_full_queue_is_refused_at_once_and_opens_again() -> None:

@@ -48,7 +48,7 @@ def test_description(good: Path, capfd: pytest.CaptureFixture[str], monkeypatch:
     assert (loaded.bos_token_id, loaded.pad_token_id) == (tiny_models.BOS_ID, tiny_models.PAD_ID)
     assert loaded.special_tokens["eos_token"] == "<|im_end|>"
     assert loaded.special_tokens["bos_token"] == "<|endoftext|>"
-    assert loaded.chat_template == tiny_models.CHAT_TEMPLATE
+    assert loaded.chat_templates == {"default": tiny_models.CHAT_TEMPLATE}
     assert loaded.generation_config["repetition_penalty"] == 1.1
     assert loaded.generation_config["eos_token_id"] == tiny_models.EOS_ID
     assert not loaded.model.training
@@ -76,7 +76,19 @@ def test_several_eos_ids(copy: Path) -> None:
 
 
 def test_no_chat_template(tmp_path: Path) -> None:
-    assert load(tiny_models.save(tmp_path / "raw", chat_template=False)).chat_template is None
+    assert load(tiny_models.save(tmp_path / "raw", chat_template=False)).chat_templates == {}
+
+
+@pytest.mark.parametrize("as_files", [True, False])
+def test_several_chat_templates(copy: Path, as_files: bool) -> None:
+    """In both forms in which transformers saves them."""
+    tokenizer = tiny_models.build_tokenizer()
+    templates = {"default": "a", "tool_use": "b\n", "rag": "{# é #}"}
+    tokenizer.chat_template = templates
+    (copy / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(copy, save_jinja_files=as_files)
+    assert (copy / "additional_chat_templates" / "rag.jinja").is_file() == as_files
+    assert load(copy).chat_templates == templates
 
 
 def edit_json(file: Path, **changes: Any) -> None:

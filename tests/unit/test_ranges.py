@@ -6,7 +6,7 @@ from typing import Any, get_type_hints
 import pytest
 
 from tokenwire.engine.ranges import out_of_range
-from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.engine.settings import GenerationOverrides, GreenListWatermark, SynthIdTextWatermark
 
 VOCAB = 1000
 TYPES = get_type_hints(GenerationOverrides)
@@ -74,6 +74,42 @@ def test_every_fraction_refuses_what_is_no_number_and_what_is_far_outside(name: 
         ({"exponential_decay_length_penalty": (-1, 1.0)}, ["exponential_decay_length_penalty.start_index"]),
         ({"exponential_decay_length_penalty": (0, 0.0)}, ["exponential_decay_length_penalty.decay_factor"]),
         ({"exponential_decay_length_penalty": (0, math.inf)}, ["exponential_decay_length_penalty.decay_factor"]),
+        ({"watermark": GreenListWatermark()}, []),
+        ({"watermark": GreenListWatermark(seeding_scheme="selfhash", context_width=16, bias=-100.0)}, []),
+        *[
+            ({"watermark": GreenListWatermark(**{name: value})}, [f"watermarking_config.green_list.{name}"])
+            for name, value in (
+                ("greenlist_ratio", 0.0),
+                ("greenlist_ratio", 1.0),
+                ("greenlist_ratio", math.nan),
+                ("bias", 100.5),
+                ("bias", math.inf),
+                ("hashing_key", 0),
+                ("hashing_key", 2**63),
+                ("seeding_scheme", "righthash"),
+                ("context_width", 0),
+                ("context_width", 17),
+            )
+        ],
+        ({"watermark": SynthIdTextWatermark(ngram_len=2, keys=(-(2**63), 2**63 - 1))}, []),
+        *[
+            (
+                {"watermark": SynthIdTextWatermark(**{"ngram_len": 5, "keys": (1,), name: value})},
+                [f"watermarking_config.synth_id_text.{name}{place}"],
+            )
+            for name, value, place in (
+                ("ngram_len", 1, ""),
+                ("ngram_len", 17, ""),
+                ("keys", (), ""),
+                ("keys", (1,) * 65, ""),
+                ("keys", (1, 2**63), "[1]"),
+                ("context_history_size", 0, ""),
+                ("context_history_size", 65537, ""),
+                ("sampling_table_seed", 2**63, ""),
+                ("sampling_table_size", 0, ""),
+                ("sampling_table_size", 2**20 + 1, ""),
+            )
+        ],
         ({"max_time": 1e-3}, []),
         ({"max_time": 0.0}, ["max_time"]),
         ({"num_beams": 1, "num_return_sequences": 1, "length_penalty": -10.0, "max_matching_ngram_size": 16}, []),

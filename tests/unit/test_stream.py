@@ -19,7 +19,7 @@ def make_stream() -> tuple[DeltaStream, list[int]]:
 
 
 def delta(number: int, finish: Finish | None = None) -> Delta:
-    return Delta(9, [number], f"<{number}>", [TokenLogprobs(-float(number), [])], finish)
+    return Delta(9, [number], f"<{number}>", [TokenLogprobs(-float(number), 1, [])], finish)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=20))
@@ -112,3 +112,55 @@ async def test_close_in_finally_works_under_cancellation() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert aborted == [9]
+
+
+EVENTS = st.lists(st.integers(0, 2), max_size=30)
+
+
+@given(EVENTS, st.data())
+def test_sequences_in_any_interleaving_keep_their_order(steps: list[int], data: st.DataObject) -> None:
+    """``steps``: which sequence each step gives a token; each then ends with one more."""
+    ends = data.draw(st.permutations(range(3)))
+    reads = data.draw(st.lists(st.booleans(), min_size=len(steps) + 3, max_size=len(steps) + 3))
+
+    async def run() -> None:
+        stream = DeltaStream(9, lambda _: None, num_sequences=3, num_rows=3)
+        received: list[Delta] = []
+
+        async def read() -> None:
+            received.extend([part async for part in stream])
+
+        reader = asyncio.create_task(read())
+        for number, (index, turn) in enumerate(zip([*steps, *ends], reads, strict=True)):
+            finish = FINISH if number >= len(steps) else None
+            stream.push(Delta(9, [number], f"<{number}>", [], finish, index))
+            assert stream.is_over is (number == len(steps) + 2)
+            if turn:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        await reader
+        for index in range(3):
+            numbers = [number for number, step in enumerate([*steps, *ends]) if step == index]
+            own = [part for part in received if part.sequence_index == index]
+            assert [token for part in own for token in part.token_ids] == numbers
+            assert "".join(part.text for part in own) == "".join(f"<{number}>" for number in numbers)
+            assert [part.finish for part in own] == [None] * (len(own) - 1) + [FINISH]
+
+    asyncio.run(run())
+
+
+async def test_the_sequence_that_waited_longest_is_read_first() -> None:
+    stream = DeltaStream(9, lambda _: None, num_sequences=2)
+    for number, index in enumerate([1, 0, 1]):
+        stream.push(Delta(9, [number], "", [], None, index))
+    first, second = await anext(stream), await anext(stream)
+    assert (first.sequence_index, first.token_ids) == (1, [0, 2])
+    assert (second.sequence_index, second.token_ids) == (0, [1])
+
+
+async def test_prompt_logprobs_survive_merging() -> None:
+    stream, _ = make_stream()
+    prompt_logprobs = [TokenLogprobs(-1.0, 1, [])]
+    stream.push(Delta(9, [1], "", [], None, 0, prompt_logprobs))
+    stream.push(delta(2))
+    assert (await anext(stream)).prompt_logprobs == prompt_logprobs

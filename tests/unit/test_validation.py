@@ -8,17 +8,17 @@ from google.protobuf.json_format import ParseDict
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tokenwire import convert, validation
+from tokenwire import validation, validation_settings
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
-from tokenwire.servicers.preparation import checked_overrides
-from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
-from tokenwire.validation import Bounds, Output, Violations
+from tokenwire.v1 import generation_pb2, generation_service_pb2
+from tokenwire.validation import Bounds, Violations
+from tokenwire.validation_settings import Output, Shape, checked_overrides
 
 VOCAB_SIZE, CONTEXT = 100, 32
-PLAIN = Output(logprobs=None, processed_logprobs=False, skip_special_tokens=True)
+PLAIN = Output()
 
 
 def bounds(kv_token_capacity: int = 1000, **limits: int) -> Bounds:
@@ -40,7 +40,7 @@ def bounds(kv_token_capacity: int = 1000, **limits: int) -> Bounds:
         eos_token_ids=(),
         pad_token_id=None,
         tokenizer_json="",
-        chat_template=None,
+        chat_templates={},
         defaults=GenerationOverrides(),
         unapplied_defaults=(),
     )
@@ -57,13 +57,13 @@ def found(violations: Violations) -> list[Violation]:
 
 def judge(overrides: GenerationOverrides) -> dict[str, Violation]:
     violations = Violations()
-    validation.check_generation(overrides, PLAIN, bounds(), violations)
+    validation_settings.check_generation(overrides, bounds(), violations, Shape())
     return {violation.field: violation for violation in found(violations)}
 
 
-def sizes(config: generation_pb2.GenerationConfig, output: Output = PLAIN, **limits: int) -> tuple[bool, list[str]]:
+def sizes(config: generation_pb2.GenerationConfig, **limits: int) -> tuple[bool, list[str]]:
     violations = Violations()
-    fits = validation.check_sizes(config, output, LimitsConfig(**limits), violations)
+    fits = validation_settings.check_sizes(config, LimitsConfig(**limits), violations)
     return fits, [violation.field for violation in found(violations)]
 
 
@@ -114,6 +114,14 @@ IDS = st.lists(st.integers(0, VOCAB_SIZE - 1), max_size=3).map(tuple)
         stop_token_ids=IDS,
         suppress_tokens=st.none() | IDS,
         logit_bias=st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-100, 100, width=32), max_size=3),
+        min_length=COUNTS,
+        top_h=FRACTIONS,
+        num_beams=st.none() | st.integers(0, 3),
+        num_return_sequences=st.none() | st.integers(0, 3),
+        guidance_scale=FRACTIONS,
+        prompt_lookup_num_tokens=st.none() | st.integers(0, 2),
+        forced_eos_token_ids=st.none() | IDS,
+        forced_bos_token_id=st.none() | st.integers(0, VOCAB_SIZE - 1),
     )
 )
 def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: GenerationOverrides) -> None:
@@ -121,7 +129,7 @@ def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: Ge
     assume(not judge(overrides))
     refused: set[str] = set()
     try:
-        resolved = validation.resolve_settings(overrides, PLAIN, bounds(), 2)
+        resolved = validation_settings.resolve_settings(overrides, PLAIN, bounds(), Shape(prompt_tokens=2))
     except InvalidRequestError as error:
         refused = {violation.field.removeprefix("generation_config.") for violation in error.violations}
     else:
@@ -138,6 +146,19 @@ def test_what_passes_the_first_look_is_settled_by_the_length_alone(overrides: Ge
         ({"eos_token_id": {"ids": [1] * 3}}, {"max_token_ids": 2}, "eos_token_id.ids"),
         ({"suppress_tokens": {"ids": [1] * 3}}, {"max_token_ids": 2}, "suppress_tokens.ids"),
         ({"logit_bias": {str(key): 500.0 for key in range(10**4)}}, {}, "logit_bias"),
+        *(
+            ({field: {"ids": [1] * 3}}, {"max_token_ids": 2}, f"{field}.ids")
+            for field in ("begin_suppress_tokens", "forced_eos_token_id", "allowed_token_ids")
+        ),
+        ({"bad_words_ids": {"sequences": [{"ids": [1]}] * 3}}, {"max_token_sequences": 2}, "bad_words_ids.sequences"),
+        ({"bad_words_ids": {"sequences": [{"ids": [1] * 3}]}}, {"max_token_ids": 2}, "bad_words_ids.sequences"),
+        ({"sequence_bias": {"entries": [{"ids": [1]}] * 3}}, {"max_token_sequences": 2}, "sequence_bias.entries"),
+        ({"sequence_bias": {"entries": [{"ids": [1] * 3}]}}, {"max_token_ids": 2}, "sequence_bias.entries"),
+        (
+            {"watermarking_config": {"synth_id_text": {"ngram_len": 5, "keys": [1] * 65}}},
+            {},
+            "watermarking_config.synth_id_text.keys",
+        ),
     ],
 )
 def test_what_is_too_long_is_neither_copied_nor_looked_into(
@@ -146,20 +167,24 @@ def test_what_is_too_long_is_neither_copied_nor_looked_into(
     message = ParseDict(config, generation_pb2.GenerationConfig())
     assert sizes(message, **limits) == (False, [f"generation_config.{field}"])
     # `overrides_of` copies.
-    monkeypatch.delattr(convert, "overrides_of")
+    monkeypatch.delattr(validation_settings, "overrides_of")
     violations = Violations()
-    checked_overrides(message, PLAIN, bounds(**limits), violations)
+    checked_overrides(message, PLAIN, bounds(**limits), violations, Shape())
     assert [violation.field for violation in found(violations)] == [f"generation_config.{field}"]
 
 
 @pytest.mark.parametrize(
     ("asked", "limit", "fits"), [(0, 0, True), (1, 0, False), (20, 20, True), (21, 20, False), (-1, 20, False)]
 )
-def test_logprobs(asked: int, limit: int, fits: bool) -> None:
-    output = Output(logprobs=asked, processed_logprobs=False, skip_special_tokens=True)
-    expected: list[str] = [] if fits else ["output.logprobs"]
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_logprobs(name: str, asked: int, limit: int, fits: bool) -> None:
+    output = Output(**{name: asked})
+    config = generation_pb2.GenerationConfig(top_p=0.0)
+    violations = Violations()
+    checked_overrides(config, output, bounds(max_logprobs=limit), violations, Shape())
     # A count that is too large is no reason to leave the other settings unread.
-    assert sizes(generation_pb2.GenerationConfig(), output, max_logprobs=limit) == (True, expected)
+    expected = {"generation_config.top_p"} | (set() if fits else {f"output.{name}"})
+    assert {violation.field for violation in found(violations)} == expected
 
 
 @pytest.mark.parametrize(("capacity", "name"), [(1000, "context of 32"), (16, "KV cache of 16")])
@@ -203,31 +228,32 @@ def test_another_model() -> None:
 
 
 def test_output_defaults() -> None:
-    assert validation.output_of(generation_pb2.OutputOptions()) == PLAIN
-    options = generation_pb2.OutputOptions(logprobs=0, processed_logprobs=True, skip_special_tokens=False)
-    assert validation.output_of(options) == Output(logprobs=0, processed_logprobs=True, skip_special_tokens=False)
+    assert validation_settings.output_of(generation_pb2.OutputOptions()) == PLAIN
+    changes: dict[str, Any] = {
+        "logprobs": 0,
+        "processed_logprobs": True,
+        "skip_special_tokens": False,
+        "prompt_logprobs": 0,
+        "echo": True,
+        "token_details": True,
+    }
+    assert validation_settings.output_of(generation_pb2.OutputOptions(**changes)) == Output(**changes)
 
 
-@pytest.mark.parametrize("role", validation.ROLES)
-def test_roles(role: str) -> None:
-    violations = Violations()
-    message = chat_pb2.ChatMessage(role=role, content=[chat_pb2.ContentPart(text="x")])
-    validation.check_conversation(chat_pb2.Conversation(messages=[message]), bounds(), violations)
-    assert not violations
-
-
-TEXT_FIELDS: list[dict[str, object]] = [
-    {"messages": [{"role": "user", "content": [{"text": "é" * 65}]}]},
-    {"messages": [{"role": "user", "content": [{"text": "x"}], "name": "é" * 64}]},
-    {"messages": [{"role": "assistant", "content": [{"text": "x"}], "reasoning_content": "é" * 64}]},
-    {"messages": [{"role": "assistant", "tool_calls": [{"name": "é" * 65}]}]},
-    {"messages": [{"role": "user", "content": [{"text": "x"}]}], "tools": [{"name": "f", "description": "é" * 64}]},
-]
-
-
-@pytest.mark.parametrize("conversation", TEXT_FIELDS)
-def test_a_conversation_is_measured_in_bytes_of_all_its_text(conversation: dict[str, object]) -> None:
-    violations = Violations()
-    validation.check_conversation(ParseDict(conversation, chat_pb2.Conversation()), bounds(), violations)
-    assert [violation.field for violation in found(violations)] == ["conversation.messages"]
-    assert found(violations)[0].value in ("129 bytes", "130 bytes")
+@pytest.mark.parametrize(
+    ("field", "path"),
+    [
+        ("top_p", "top_p"),
+        ("logit_bias[7]", "logit_bias[7]"),
+        ("stop_token_ids[1]", "stop_token_ids[1]"),
+        ("stop_strings[1]", "stop_strings.values[1]"),
+        ("eos_token_id[0]", "eos_token_id.ids[0]"),
+        ("bad_words_ids[1]", "bad_words_ids.sequences[1]"),
+        ("bad_words_ids[1][0]", "bad_words_ids.sequences[1].ids[0]"),
+        ("sequence_bias[2].bias", "sequence_bias.entries[2].bias"),
+        ("sequence_bias[2][1]", "sequence_bias.entries[2].ids[1]"),
+        ("exponential_decay_length_penalty.decay_factor", "exponential_decay_length_penalty.decay_factor"),
+    ],
+)
+def test_paths_are_those_of_the_request(field: str, path: str) -> None:
+    assert validation_settings.path_of(field) == f"generation_config.{path}"

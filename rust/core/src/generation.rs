@@ -3,6 +3,7 @@
 use crate::detokenizer::Detokenizer;
 use crate::error::Result;
 use crate::logits::candidates::RowError;
+use crate::logits::healing::TokenHealing;
 use crate::logits::history::History;
 use crate::logits::logprobs::Logprobs;
 use crate::logits::{Pipeline, Settings, eos};
@@ -63,6 +64,8 @@ pub struct Generation {
     detokenizer: Detokenizer,
     matcher: StopMatcher,
     piece: String,
+    /// Text at the front of the answer that the prompt ends with already.
+    given_text: String,
     is_finished: bool,
     eos_probability_max: f64,
     #[cfg(test)]
@@ -111,6 +114,7 @@ impl Generation {
             detokenizer: Detokenizer::new(tokenizer, skip_special_tokens),
             matcher: StopMatcher::new(stopping.stop_automaton().clone()),
             piece: String::new(),
+            given_text: String::new(),
             is_finished: false,
             eos_probability_max: 0.0,
             #[cfg(test)]
@@ -136,6 +140,17 @@ impl Generation {
     #[must_use]
     pub fn eos_probability_max(&self) -> Option<f64> {
         (!self.stopping.eos_token_ids.is_empty()).then_some(self.eos_probability_max)
+    }
+
+    /// Heals the border to the prompt, before the first step: the first token must extend `dropped`, the token that was
+    /// taken off the prompt's end, and the text of `dropped` is left out of the answer's. Where nothing extends it, and
+    /// for a special token, nothing changes.
+    pub fn heal(&mut self, tokenizer: &Tokenizer, dropped: u32) {
+        let allowed = tokenizer.extensions(dropped);
+        if !allowed.is_empty() {
+            self.given_text = tokenizer.decode(&[dropped], false).unwrap_or_default();
+            self.pipeline.prepend(Box::new(TokenHealing::new(allowed, dropped)));
+        }
     }
 
     /// How to turn logits into a token.
@@ -178,6 +193,7 @@ impl Generation {
         let mut text = String::new();
         self.piece.clear();
         self.detokenizer.push(token, &mut self.piece);
+        self.leave_out_given_text();
         let mut matched = self.matcher.push(&self.piece, &mut text);
         let by_token = self.finish_by_token(token);
         let is_full = self.history.generated().len() >= self.stopping.max_new_tokens;
@@ -224,10 +240,23 @@ impl Generation {
         }
     }
 
+    /// Takes what the prompt ends with off the front of the answer.
+    fn leave_out_given_text(&mut self) {
+        let common = self.given_text.len().min(self.piece.len());
+        if self.given_text.as_bytes().get(..common) == self.piece.as_bytes().get(..common) {
+            self.given_text.drain(..common);
+            self.piece.drain(..common);
+        } else {
+            // What the decoder makes of both together is not what it made of the first alone.
+            self.given_text.clear();
+        }
+    }
+
     /// Releases all text; returns the stop string that the end of it completes.
     fn flush(&mut self, text: &mut String) -> Option<usize> {
         self.piece.clear();
         self.detokenizer.finish(&mut self.piece);
+        self.leave_out_given_text();
         let matched = self.matcher.push(&self.piece, text);
         self.matcher.finish(text);
         matched

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use std::sync::{Arc, LazyLock};
-use tokenwire_core::detokenizer::Detokenizer;
+use tokenwire_core::detokenizer::{AlignedToken, Aligner, Detokenizer};
 use tokenwire_core::tokenizer::Tokenizer;
 
 /// A word-level tokenizer with the given vocabulary and decoder; ids count from 0, `<s>` comes last and is special.
@@ -141,4 +141,69 @@ fn what_both_ends_lose() {
 #[test]
 fn ids_outside_the_vocabulary_give_no_text() {
     assert_eq!(stream(&byte_level(), &[0, 4_000_000, 1], true), ["ab", "", " cd", ""]);
+}
+
+/// All tokens of a sequence, aligned.
+fn align(tokenizer: &Arc<Tokenizer>, ids: &[u32], skip_special_tokens: bool) -> Vec<AlignedToken> {
+    let mut aligner = Aligner::new(Arc::clone(tokenizer), skip_special_tokens);
+    let mut tokens: Vec<AlignedToken> = ids.iter().flat_map(|&id| aligner.push(id)).collect();
+    tokens.extend(aligner.finish());
+    tokens
+}
+
+proptest! {
+    #[test]
+    fn ranges_tile_the_text(
+        which in 0..ALL.len(), ids in prop::collection::vec(0u32..14, 0..14), skip_special_tokens: bool
+    ) {
+        let tokenizer = &ALL[which];
+        let text = stream(tokenizer, &ids, skip_special_tokens).concat();
+        let aligned = align(tokenizer, &ids, skip_special_tokens);
+        prop_assert_eq!(aligned.iter().map(|token| token.id).collect::<Vec<_>>(), ids);
+        let mut end = 0;
+        for token in &aligned {
+            prop_assert_eq!(token.start, end);
+            prop_assert!(token.end >= token.start);
+            end = token.end;
+        }
+        prop_assert_eq!(end, if aligned.is_empty() { 0 } else { text.len() });
+    }
+
+    #[test]
+    fn bytes_joined_are_the_text_where_it_is_valid(
+        characters in prop::collection::vec(0usize..8, 0..14), fallback: bool
+    ) {
+        let byte_level_characters: &[&[u32]] = &[&[0], &[1], &[2, 3], &[4, 5, 6, 7], &[9], &[10], &[11], &[2, 11, 3]];
+        let fallback_characters: &[&[u32]] = &[&[0], &[1], &[2], &[3, 4], &[5, 6, 7, 8], &[10], &[11], &[12]];
+        let (tokenizer, known) =
+            if fallback { (llama(0), fallback_characters) } else { (byte_level(), byte_level_characters) };
+        let ids: Vec<u32> = characters.iter().flat_map(|&character| known[character]).copied().collect();
+        let text = stream(&tokenizer, &ids, true).concat();
+        let bytes: Vec<u8> = align(&tokenizer, &ids, true).into_iter().flat_map(|token| token.bytes).collect();
+        prop_assert_eq!(bytes, text.into_bytes());
+    }
+}
+
+#[test]
+fn tokens_of_one_character_divide_it_by_their_bytes() {
+    let ranges = |tokenizer: &Arc<Tokenizer>, ids: &[u32]| -> Vec<(usize, usize)> {
+        align(tokenizer, ids, true).iter().map(|token| (token.start, token.end)).collect()
+    };
+    // "ab", then the four bytes of '😀', then "ab".
+    assert_eq!(ranges(&byte_level(), &[0, 4, 5, 6, 7, 0]), [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8)]);
+    assert_eq!(ranges(&llama(0), &[0, 5, 6, 7, 8, 1]), [(0, 2), (2, 3), (3, 4), (4, 5), (5, 6), (6, 8)]);
+    // The first two bytes of '😀' that "ab" cuts off are one U+FFFD; byte fallback gives one for each.
+    assert_eq!(ranges(&byte_level(), &[4, 5, 0]), [(0, 3), (3, 3), (3, 5)]);
+    assert_eq!(ranges(&llama(0), &[5, 6, 1]), [(0, 3), (3, 6), (6, 8)]);
+    // A skipped special token between the bytes of a character.
+    assert_eq!(ranges(&byte_level(), &[2, 11, 3]), [(0, 1), (1, 1), (1, 2)]);
+}
+
+#[test]
+fn a_token_is_certain_when_nothing_of_it_is_held_back() {
+    let mut aligner = Aligner::new(byte_level(), true);
+    assert_eq!(aligner.push(0), [AlignedToken { id: 0, bytes: b"ab".to_vec(), start: 0, end: 2 }]);
+    assert_eq!(aligner.push(2), []);
+    assert_eq!(aligner.push(3).iter().map(|token| (token.start, token.end)).collect::<Vec<_>>(), [(2, 3), (3, 4)]);
+    assert_eq!(aligner.finish(), []);
 }

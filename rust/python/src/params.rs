@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::PyDict;
 use std::sync::Arc;
-use tokenwire_core::params::{self, SamplingOptions, StoppingOptions};
+use tokenwire_core::params::{self, GreenList, SamplingOptions, StoppingOptions, SynthIdText, Watermark};
 
 /// How to turn logits into a token.
 #[pyclass(frozen, module = "tokenwire._native")]
@@ -22,7 +22,8 @@ impl SamplingParams {
     #[pyo3(
         signature = (**fields),
         text_signature = "(*, vocab_size, do_sample=False, temperature=1.0, top_h=None, top_k=0, top_p=1.0, min_p=0.0, \
-            typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0, min_tokens_to_keep=1, renormalize_logits=False, \
+            typical_p=1.0, epsilon_cutoff=0.0, eta_cutoff=0.0, min_tokens_to_keep=1, watermark=None, \
+            renormalize_logits=False, \
             repetition_penalty=1.0, encoder_repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0, \
             no_repeat_ngram_size=0, encoder_no_repeat_ngram_size=0, logit_bias=None, sequence_bias=(), \
             bad_words_ids=(), suppress_tokens=(), begin_suppress_tokens=(), allowed_token_ids=None, \
@@ -45,6 +46,7 @@ impl SamplingParams {
                 "epsilon_cutoff" => options.epsilon_cutoff = field.read()?,
                 "eta_cutoff" => options.eta_cutoff = field.read()?,
                 "min_tokens_to_keep" => options.min_tokens_to_keep = field.integer()?,
+                "watermark" => options.watermark = field.watermark()?,
                 "renormalize_logits" => options.renormalize_logits = field.read()?,
                 "repetition_penalty" => options.repetition_penalty = field.read()?,
                 "encoder_repetition_penalty" => options.encoder_repetition_penalty = field.read()?,
@@ -171,6 +173,38 @@ impl<'py> Field<'py> {
     {
         let items = self.value.try_iter().map_err(|error| self.named(error))?;
         items.map(|item| item?.extract::<T>().map_err(|error| self.named(error.into()))).collect()
+    }
+
+    /// An object with the attributes of one of the two schemes, or none.
+    fn watermark(&self) -> PyResult<Option<Watermark>> {
+        if self.value.is_none() {
+            return Ok(None);
+        }
+        let attribute = |name: &str| -> PyResult<Self> {
+            Ok(Self { name: format!("{}.{name}", self.name), value: self.value.getattr(name)? })
+        };
+        if self.value.hasattr("greenlist_ratio")? {
+            return Ok(Some(Watermark::GreenList(GreenList {
+                greenlist_ratio: attribute("greenlist_ratio")?.read()?,
+                bias: attribute("bias")?.read()?,
+                hashing_key: attribute("hashing_key")?.read::<Integer>()?.0,
+                seeding_scheme: attribute("seeding_scheme")?.read()?,
+                context_width: attribute("context_width")?.integer()?,
+            })));
+        }
+        if self.value.hasattr("ngram_len")? {
+            let keys: Vec<Integer> = attribute("keys")?.items()?;
+            return Ok(Some(Watermark::SynthIdText(SynthIdText {
+                ngram_len: attribute("ngram_len")?.integer()?,
+                keys: keys.iter().map(|key| key.0).collect(),
+                context_history_size: attribute("context_history_size")?.integer()?,
+                sampling_table_seed: attribute("sampling_table_seed")?.read::<Integer>()?.0,
+                sampling_table_size: attribute("sampling_table_size")?.integer()?,
+                skip_first_ngram_calls: attribute("skip_first_ngram_calls")?.read()?,
+                debug_mode: attribute("debug_mode")?.read()?,
+            })));
+        }
+        Err(PyTypeError::new_err(format!("argument '{}': not a watermark", self.name)))
     }
 
     /// A wrong type, with the name of the argument; other errors as they are.

@@ -21,8 +21,11 @@ struct Generation(generation::Generation);
 #[pymethods]
 impl Generation {
     #[new]
-    #[pyo3(signature = (tokenizer, prompt_ids, sampling, stopping, *, sequence_index = 0, skip_special_tokens = true))]
-    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    #[pyo3(signature = (
+        tokenizer, prompt_ids, sampling, stopping, *, sequence_index = 0, skip_special_tokens = true,
+        healed_token_id = None,
+    ))]
+    #[allow(clippy::too_many_arguments, clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn new(
         py: Python<'_>,
         tokenizer: &Bound<'_, Tokenizer>,
@@ -31,18 +34,23 @@ impl Generation {
         stopping: &Bound<'_, StoppingParams>,
         sequence_index: u64,
         skip_special_tokens: bool,
+        healed_token_id: Option<Integer>,
     ) -> PyResult<Self> {
         let tokenizer = tokenizer.get().0.clone();
         let (sampling, stopping) = (sampling.get().0.clone(), stopping.get().0.clone());
         let make = || {
-            generation::Generation::new(
-                tokenizer,
+            let mut generation = generation::Generation::new(
+                tokenizer.clone(),
                 &prompt_ids.0,
                 sampling,
                 stopping,
                 sequence_index,
                 skip_special_tokens,
-            )
+            )?;
+            if let Some(dropped) = healed_token_id.and_then(|id| id.token_id()) {
+                generation.heal(&tokenizer, dropped);
+            }
+            Ok(generation)
         };
         guard(py, make).map(Self)
     }

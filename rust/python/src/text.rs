@@ -50,6 +50,12 @@ impl Tokenizer {
         guard(py, || Ok(token_id.token_id().and_then(|id| self.0.id_to_token(id))))
     }
 
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn extensions<'py>(&self, py: Python<'py>, token_id: Integer) -> PyResult<IdArray<'py>> {
+        let ids = guard(py, || Ok(token_id.token_id().map(|id| self.0.extensions(id)).unwrap_or_default()))?;
+        Ok(id_array(py, ids))
+    }
+
     #[pyo3(signature = (text, *, add_special_tokens = true, parse_special_tokens = true))]
     fn encode<'py>(
         &self,
@@ -134,6 +140,36 @@ impl Detokenizer {
             Ok(out)
         })
     }
+}
+
+/// Alignment of one sequence's tokens with its text.
+#[pyclass(module = "tokenwire._native")]
+pub struct Aligner(detokenizer::Aligner);
+
+/// Token id, bytes, and the half-open byte range in the text.
+type AlignedToken = (u32, Cow<'static, [u8]>, usize, usize);
+
+#[pymethods]
+impl Aligner {
+    #[new]
+    #[pyo3(signature = (tokenizer, *, skip_special_tokens = true))]
+    fn new(py: Python<'_>, tokenizer: &Tokenizer, skip_special_tokens: bool) -> PyResult<Self> {
+        guard(py, || Ok(detokenizer::Aligner::new(Arc::clone(&tokenizer.0), skip_special_tokens))).map(Self)
+    }
+
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn push(&mut self, py: Python<'_>, token_id: Integer) -> PyResult<Vec<AlignedToken>> {
+        // An id that is none is one without a vocabulary entry.
+        guard(py, || Ok(self.0.push(token_id.token_id().unwrap_or(u32::MAX)))).map(parts)
+    }
+
+    fn finish(&mut self, py: Python<'_>) -> PyResult<Vec<AlignedToken>> {
+        guard(py, || Ok(self.0.finish())).map(parts)
+    }
+}
+
+fn parts(tokens: Vec<detokenizer::AlignedToken>) -> Vec<AlignedToken> {
+    tokens.into_iter().map(|token| (token.id, token.bytes.into(), token.start, token.end)).collect()
 }
 
 fn narrow(id: i64) -> PyResult<u32> {
@@ -270,6 +306,7 @@ fn pad(
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Tokenizer>()?;
     module.add_class::<Detokenizer>()?;
+    module.add_class::<Aligner>()?;
     module.add_class::<RenderedChat>()?;
     module.add_class::<ChatTemplate>()?;
     module.add_class::<Padded>()?;

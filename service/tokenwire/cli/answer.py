@@ -1,10 +1,11 @@
 """Showing a streamed answer as it arrives, and what it took."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tokenwire.cli.output import Output
-from tokenwire.client import GenerationWarning, Model, Stream
+from tokenwire.client import Generation, GenerationWarning, Model, Stream
 
 
 @dataclass(slots=True)
@@ -35,17 +36,41 @@ class Stopwatch:
 
 
 def show(stream: Stream, out: Output, err: Output) -> Stopwatch:
-    """Enter the stream and write its text piece by piece. Raises what the stream raises, in mid-line then."""
+    """Enter the stream and write its text piece by piece. Raises what the stream raises, in mid-line then.
+
+    Of several sequences the first is written as it arrives, the others behind it once they are complete.
+    """
     watch = Stopwatch(time.perf_counter())
     with stream:
         _warn(stream.start.warnings, err)
         for delta in stream:
             if delta.token_ids:
                 watch.note(len(delta.token_ids))
-            out.write(delta.text)
-    out.end_line()
-    _warn(stream.finish.warnings, err)
+            if delta.sequence_index == 0:
+                out.write(delta.text)
+        whole = stream.result()
+    _show_others(whole, out, err)
     return watch
+
+
+def show_whole(ask: Callable[[], Generation], out: Output, err: Output) -> tuple[Generation, Stopwatch]:
+    """Ask for an answer that comes at once, and write it."""
+    watch = Stopwatch(time.perf_counter())
+    answer = ask()
+    watch.note(sum(len(sequence.token_ids) for sequence in answer.sequences))
+    _warn(answer.start.warnings, err)
+    out.write(answer.text)
+    _show_others(answer, out, err)
+    return answer, watch
+
+
+def _show_others(answer: Generation, out: Output, err: Output) -> None:
+    out.end_line()
+    for number, text in enumerate(answer.texts[1:], start=2):
+        out.line(f"--- {number} of {len(answer.texts)} ---")
+        out.write(text)
+        out.end_line()
+    _warn(answer.warnings[len(answer.start.warnings) :], err)
 
 
 def _warn(warnings: tuple[GenerationWarning, ...], err: Output) -> None:
@@ -53,13 +78,15 @@ def _warn(warnings: tuple[GenerationWarning, ...], err: Output) -> None:
         err.line(f"warning: {warning.message}")
 
 
-def show_stats(stream: Stream, watch: Stopwatch, model: Model, err: Output) -> None:
+def show_stats(answer: Stream | Generation, watch: Stopwatch, model: Model, err: Output) -> None:
     """One line about a finished answer: times, finish reason, quantization, device."""
-    usage, rate = stream.finish.usage, watch.tokens_per_second
+    finishes, rate = answer.finishes, watch.tokens_per_second
     first = "none" if watch.first is None else f"{(watch.first - watch.began) * 1000:.0f} ms"
+    new_tokens = sum(finish.usage.completion_token_count for finish in finishes)
+    reasons = ", ".join(dict.fromkeys(finish.reason for finish in finishes))
     err.line(
         f"time to first token {first} | "
         + (f"{rate:.1f} tokens/s | " if rate is not None else "")
-        + f"{usage.prompt_token_count} prompt + {usage.completion_token_count} new tokens | "
-        f"finish reason {stream.finish.reason} | quantization {model.quantization} | device {model.device}"
+        + f"{finishes[0].usage.prompt_token_count} prompt + {new_tokens} new tokens | "
+        f"finish reason {reasons} | quantization {model.quantization} | device {model.device}"
     )

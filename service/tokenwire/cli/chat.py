@@ -13,10 +13,20 @@ from tokenwire.cli.answer import show, show_stats
 from tokenwire.cli.generate import text_or_stdin
 from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, Stats
 from tokenwire.cli.output import fail, stderr, stdout
-from tokenwire.client import Cancelled, ChatMessage, Client, GenerationOptions, Stream, TokenwireError
+from tokenwire.cli.template import TemplateFlags
+from tokenwire.client import (
+    Cancelled,
+    ChatMessage,
+    Client,
+    ConversationOptions,
+    GenerationOptions,
+    Stream,
+    TokenwireError,
+)
 
 _DEFAULT_CONNECTION = ConnectionFlags()
 _DEFAULT_GENERATION = GenerationFlags()
+_DEFAULT_TEMPLATE = TemplateFlags()
 
 HELP = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message."
 _PROMPT = "> "
@@ -35,6 +45,7 @@ def chat(
     config: ConfigFile = None,
     connection: ConnectionFlags = _DEFAULT_CONNECTION,
     generation: GenerationFlags = _DEFAULT_GENERATION,
+    template: TemplateFlags = _DEFAULT_TEMPLATE,
 ) -> int:
     """Chat with the model: a conversation at the terminal, or the answer to one message.
 
@@ -43,7 +54,7 @@ def chat(
     interactive = message is None and sys.stdin.isatty()
     text = "" if interactive else text_or_stdin(message, "message")
     with connection.connect() as client:
-        session = ChatSession(client, generation.options(), model=model, system=system, stats=stats)
+        session = ChatSession(client, generation.options(), template.options(), model=model, system=system, stats=stats)
         if interactive:
             session.run()
         else:
@@ -54,10 +65,20 @@ def chat(
 class ChatSession:
     """A conversation: its messages, and how the model is asked to go on."""
 
-    def __init__(self, client: Client, options: GenerationOptions, *, model: str, system: str, stats: bool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        options: GenerationOptions,
+        rendering: ConversationOptions,
+        *,
+        model: str,
+        system: str,
+        stats: bool,
+    ) -> None:
         self._client = client
         self._served = client.model(model=model)
         self._options = options
+        self._rendering = rendering
         if "max_new_tokens" not in options and "max_length" not in options:
             # transformers' 20 new tokens would cut nearly every answer of a chat; this one ends by itself or by Ctrl-C.
             limit = min(self._served.context_length, self._served.limits.max_sequence_tokens)
@@ -72,7 +93,7 @@ class ChatSession:
     def _stream(self, text: str) -> Stream:
         head = [ChatMessage("system", self._system)] if self._system else []
         return self._client.chat_stream(
-            [*head, *self._turns, ChatMessage("user", text)], model=self._model, **self._options
+            [*head, *self._turns, ChatMessage("user", text)], model=self._model, **self._options, **self._rendering
         )
 
     def answer(self, text: str) -> None:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from tokenwire.cli.answer import show, show_stats
-from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, Stats
+from tokenwire.cli.answer import show, show_stats, show_whole
+from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, NegativePrompt, Stats
 from tokenwire.cli.output import stderr, stdout
+from tokenwire.client import Generation, Stream
 from tokenwire.errors import ConfigurationError
 
 _DEFAULT_CONNECTION = ConnectionFlags()
@@ -30,18 +31,26 @@ def generate(
     prompt: Annotated[str | None, Parameter(help="The prompt. Default: standard input.")] = None,
     /,
     *,
+    negative_prompt: NegativePrompt = None,
     stats: Stats = False,
     model: ModelId = "",
     config: ConfigFile = None,
     connection: ConnectionFlags = _DEFAULT_CONNECTION,
     generation: GenerationFlags = _DEFAULT_GENERATION,
 ) -> int:
-    """Continue a prompt and print the text as it arrives."""
+    """Continue a prompt and print the text as it arrives; beams are printed when they are complete."""
     text = text_or_stdin(prompt, "prompt")
+    options = generation.options()
     with connection.connect() as client:
         out, err = stdout(), stderr()
-        stream = client.stream(text, model=model, **generation.options())
-        watch = show(stream, out, err)
+        answer: Stream | Generation
+        if (generation.num_beams or 1) > 1:
+            answer, watch = show_whole(
+                lambda: client.generate(text, model=model, negative_prompt=negative_prompt, **options), out, err
+            )
+        else:
+            answer = client.stream(text, model=model, negative_prompt=negative_prompt, **options)
+            watch = show(answer, out, err)
         if stats:
-            show_stats(stream, watch, client.model(), err)
+            show_stats(answer, watch, client.model(), err)
     return 0

@@ -76,7 +76,7 @@ def _description(served: Model) -> list[tuple[str, str]]:
         ("forward path", f"{served.forward_path} ({served.forward_path_reason})"),
         ("context length", f"{served.context_length:,} tokens"),
         ("vocabulary", f"{served.vocab_size:,} tokens"),
-        ("chat template", "yes" if served.has_chat_template else "no"),
+        ("chat templates", ", ".join(served.chat_template_names) or "none"),
         ("special tokens", listed((each.name, each.text) for each in served.special_tokens)),
         ("generation defaults", listed(served.default_generation_config.items())),
         ("not applied", ", ".join(served.unapplied_defaults) or "none"),

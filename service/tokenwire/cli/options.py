@@ -4,14 +4,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.validators import Number
 from cyclopts.validators import Path as PathValidator
 
 from tokenwire.cli.output import stderr
-from tokenwire.client import DEFAULT_TARGET, Client, DeadlineExceeded, GenerationOptions
+from tokenwire.client import DEFAULT_TARGET, Client, DeadlineExceeded, EarlyStopping, GenerationOptions
 from tokenwire.errors import ConfigurationError
 
 ENV_PREFIX = "TOKENWIRE_"
@@ -34,6 +34,14 @@ ConfigFile = Annotated[
 
 ModelId = Annotated[
     str, Parameter(help="Model id that the server must serve. Default: whatever it serves.", show_default=False)
+]
+NegativePrompt = Annotated[
+    str | None,
+    Parameter(
+        help="Text that --guidance-scale steers away from. Default: the prompt's last token.",
+        group=_GENERATION,
+        show_default=False,
+    ),
 ]
 Stats = Annotated[
     bool,
@@ -120,6 +128,9 @@ def _parse_bias(text: str) -> tuple[int, float]:
     raise ValueError("Must be ID=BIAS, for example 42=-1.5.")
 
 
+_EARLY_STOPPING: dict[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerationFlags:
@@ -131,6 +142,10 @@ class GenerationFlags:
     """Most tokens of prompt and answer together."""
     min_new_tokens: Annotated[int | None, _flag()] = None
     """Fewest tokens before an EOS token is allowed."""
+    min_length: Annotated[int | None, _flag()] = None
+    """Fewest tokens of prompt and answer together before an EOS token is allowed."""
+    max_time: Annotated[float | None, _flag()] = None
+    """Most seconds until the answer ends as it is."""
     do_sample: Annotated[bool | None, _flag()] = None
     """Draw from the distribution, or take the most likely token. Default: draw if a sampling flag is given."""
     temperature: Annotated[float | None, _flag()] = None
@@ -143,6 +158,12 @@ class GenerationFlags:
     """Drop tokens less likely than this times the most likely one; 0 to 1."""
     typical_p: Annotated[float | None, _flag()] = None
     """Locally typical sampling up to this mass; above 0 to 1."""
+    top_h: Annotated[float | None, _flag()] = None
+    """Keep the most likely tokens up to this share of the entropy; above 0 to 1."""
+    epsilon_cutoff: Annotated[float | None, _flag()] = None
+    """Drop tokens less likely than this; 0 is off."""
+    eta_cutoff: Annotated[float | None, _flag()] = None
+    """Drop unlikely tokens by entropy; 0 is off."""
     seed: Annotated[int | None, _flag()] = None
     """Seed of the random draws. Default: drawn by the server."""
     stop_strings: Annotated[tuple[str, ...], _flag(negative=())] = ()
@@ -163,6 +184,24 @@ class GenerationFlags:
     """ID=BIAS, added to the logit of a token; may be repeated."""
     suppress_tokens: Annotated[tuple[int, ...], _flag(negative=())] = ()
     """Id of a token that is never generated; may be repeated."""
+    no_repeat_ngram_size: Annotated[int | None, _flag()] = None
+    """No n-gram of this many tokens occurs twice in prompt and answer; 0 is off."""
+    guidance_scale: Annotated[float | None, _flag()] = None
+    """Steer away from the negative prompt; 1 is off."""
+    num_return_sequences: Annotated[int | None, _flag()] = None
+    """Answers to give; above 1 with sampling or beams."""
+    num_beams: Annotated[int | None, _flag()] = None
+    """Beams of beam search; the answer then comes at once."""
+    length_penalty: Annotated[float | None, _flag()] = None
+    """Favour long beams (above 0) or short ones."""
+    early_stopping: Annotated[Literal["false", "true", "never"] | None, _flag()] = None
+    """When beam search ends."""
+    prompt_lookup_num_tokens: Annotated[int | None, _flag()] = None
+    """Propose so many tokens per step from the text so far; only faster."""
+    num_assistant_tokens: Annotated[int | None, _flag()] = None
+    """Tokens per step that the server's draft model proposes; only faster."""
+    token_healing: Annotated[bool | None, _flag()] = None
+    """Let the answer begin with the end of the prompt's last token."""
 
     def options(self) -> GenerationOptions:
         """The flags that were given, as options of the client."""
@@ -171,6 +210,8 @@ class GenerationFlags:
         }
         if self.logit_bias:
             given["logit_bias"] = dict(map(_parse_bias, self.logit_bias))
+        if self.early_stopping is not None:
+            given["early_stopping"] = _EARLY_STOPPING[self.early_stopping]
         return cast(GenerationOptions, given)
 
 

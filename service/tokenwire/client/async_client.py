@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from tokenwire.client import calls, types
+from tokenwire.client import calls, results, types
 from tokenwire.client.calls import UnaryCall
 from tokenwire.client.channel import DEFAULT_TARGET, Connection, ConnectionOptions
 from tokenwire.client.errors import Cancelled, TokenwireError, from_rpc_error
@@ -44,7 +44,7 @@ class AsyncStream(StreamBase):
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> types.Delta:
+    async def __anext__(self) -> results.Delta:
         while (message := await self._read()) is not None:
             if (delta := self._record.take(message)) is not None:
                 return delta
@@ -65,10 +65,10 @@ class AsyncStream(StreamBase):
         return None if message is _EOF else message
 
     async def text(self) -> str:
-        """Read to the end; return the whole text."""
+        """Read to the end; return the whole text, of several the first."""
         return (await self.result()).text
 
-    async def result(self) -> types.Generation:
+    async def result(self) -> results.Generation:
         """Read to the end; return the whole answer."""
         async for _ in self:
             pass
@@ -107,7 +107,7 @@ class AsyncClient:
             raise from_rpc_error(error, target=self._connection.target) from None
         return call.parse(reply)
 
-    async def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> types.Generation:
+    async def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> results.Generation:
         """Continue a prompt: text, or token ids. Options have transformers' names; see PromptOptions."""
         return await self._unary(calls.generate(prompt, options))
 
@@ -116,12 +116,12 @@ class AsyncClient:
         return AsyncStream(self._connection, calls.stream(prompt, options))
 
     async def generate_batch(
-        self, prompts: Sequence[types.Prompt], **options: Unpack[types.PromptOptions]
-    ) -> list[types.Generation | TokenwireError]:
+        self, prompts: Sequence[types.Prompt], **options: Unpack[types.BatchOptions]
+    ) -> list[results.Generation | TokenwireError]:
         """Continue many prompts. One outcome per prompt, in order: the answer, or the error it failed with."""
         return await self._unary(calls.generate_batch(prompts, options))
 
-    async def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> types.ChatAnswer:
+    async def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> results.ChatAnswer:
         """Answer a conversation: messages as dicts or ChatMessage, or one string of the user."""
         return await self._unary(calls.chat(messages, options))
 

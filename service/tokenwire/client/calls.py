@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from tokenwire.client import requests, responses, types
+from tokenwire.client import requests, responses, results, types
 from tokenwire.client.errors import TokenwireError
 from tokenwire.v1 import chat_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
@@ -39,22 +39,36 @@ def _generating(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _negative_prompt(options: types.GuidanceOptions, **special_tokens: Any) -> generation_service_pb2.Prompt | None:
+    negative_prompt = options.get("negative_prompt")
+    if negative_prompt is None:
+        return None
+    return requests.prompt_message(negative_prompt, "negative_prompt", **special_tokens)
+
+
 def _conversation(messages: types.Messages, options: Mapping[str, Any]) -> chat_pb2.Conversation:
     return requests.conversation(messages, **requests.given(options, _CONVERSATION))
 
 
 def _generate_request(prompt: types.Prompt, options: types.PromptOptions) -> generation_service_pb2.GenerateRequest:
     requests.check_option_names(options, types.PromptOptions.__optional_keys__)
-    message = requests.prompt_message(prompt, "prompt", **requests.given(options, _SPECIAL_TOKENS))
-    return generation_service_pb2.GenerateRequest(prompt=message, **_generating(options))
+    special_tokens = requests.given(options, _SPECIAL_TOKENS)
+    message = requests.prompt_message(prompt, "prompt", **special_tokens)
+    return generation_service_pb2.GenerateRequest(
+        prompt=message, negative_prompt=_negative_prompt(options, **special_tokens), **_generating(options)
+    )
 
 
 def _chat_request(messages: types.Messages, options: types.ChatOptions) -> generation_service_pb2.ChatRequest:
     requests.check_option_names(options, types.ChatOptions.__optional_keys__)
-    return generation_service_pb2.ChatRequest(conversation=_conversation(messages, options), **_generating(options))
+    return generation_service_pb2.ChatRequest(
+        conversation=_conversation(messages, options),
+        negative_prompt=_negative_prompt(options),
+        **_generating(options),
+    )
 
 
-def generate(prompt: types.Prompt, options: types.PromptOptions) -> UnaryCall[types.Generation]:
+def generate(prompt: types.Prompt, options: types.PromptOptions) -> UnaryCall[results.Generation]:
     """Generate."""
     return UnaryCall("Generate", _generate_request(prompt, options), options, responses.generation)
 
@@ -65,10 +79,10 @@ def stream(prompt: types.Prompt, options: types.PromptOptions) -> Call:
 
 
 def generate_batch(
-    prompts: Sequence[types.Prompt], options: types.PromptOptions
-) -> UnaryCall[list[types.Generation | TokenwireError]]:
+    prompts: Sequence[types.Prompt], options: types.BatchOptions
+) -> UnaryCall[list[results.Generation | TokenwireError]]:
     """GenerateBatch."""
-    requests.check_option_names(options, types.PromptOptions.__optional_keys__)
+    requests.check_option_names(options, types.BatchOptions.__optional_keys__)
     special_tokens = requests.given(options, _SPECIAL_TOKENS)
     messages = [
         requests.prompt_message(prompt, f"prompts[{index}]", **special_tokens) for index, prompt in enumerate(prompts)
@@ -78,7 +92,7 @@ def generate_batch(
     return UnaryCall("GenerateBatch", request, options, lambda reply: responses.batch(reply, request_id))
 
 
-def chat(messages: types.Messages, options: types.ChatOptions) -> UnaryCall[types.ChatAnswer]:
+def chat(messages: types.Messages, options: types.ChatOptions) -> UnaryCall[results.ChatAnswer]:
     """Chat."""
     return UnaryCall("Chat", _chat_request(messages, options), options, responses.chat_answer)
 

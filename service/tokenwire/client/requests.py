@@ -8,15 +8,27 @@ from tokenwire.client.errors import ErrorDetails, FieldViolation, InvalidArgumen
 from tokenwire.client.types import (
     ChatMessage,
     GenerationOptions,
+    GreenListWatermark,
     Messages,
     OutputOptions,
     Prompt,
     ToolCall,
+    Watermark,
 )
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 
 _GENERATION = GenerationOptions.__optional_keys__
 _OUTPUT = OutputOptions.__optional_keys__
+
+_EARLY_STOPPING = {
+    False: generation_pb2.EARLY_STOPPING_FALSE,
+    True: generation_pb2.EARLY_STOPPING_TRUE,
+    "never": generation_pb2.EARLY_STOPPING_NEVER,
+}
+_SEEDING_SCHEMES = {
+    "lefthash": generation_pb2.GreenListWatermark.SEEDING_SCHEME_LEFT_HASH,
+    "selfhash": generation_pb2.GreenListWatermark.SEEDING_SCHEME_SELF_HASH,
+}
 
 
 def _invalid(field: str, description: str) -> InvalidArgument:
@@ -42,18 +54,48 @@ def _set(message: Any, name: str, value: Any, path: str) -> None:
             case "stop_strings":
                 message.stop_strings.values.extend([value] if isinstance(value, str) else value)
                 message.stop_strings.SetInParent()
-            case "eos_token_id" | "suppress_tokens":
+            case (
+                "eos_token_id"
+                | "suppress_tokens"
+                | "begin_suppress_tokens"
+                | "forced_eos_token_id"
+                | "allowed_token_ids"
+            ):
                 field = getattr(message, name)
                 field.ids.extend([value] if isinstance(value, int) else value)
                 field.SetInParent()
+            case "bad_words_ids":
+                message.bad_words_ids.sequences.extend(generation_pb2.TokenIds(ids=ids) for ids in value)
+                message.bad_words_ids.SetInParent()
+            case "sequence_bias":
+                pairs = value.items() if isinstance(value, Mapping) else value
+                message.sequence_bias.entries.extend(
+                    generation_pb2.SequenceBiasEntry(ids=ids, bias=bias) for ids, bias in pairs
+                )
+                message.sequence_bias.SetInParent()
+            case "exponential_decay_length_penalty":
+                penalty = message.exponential_decay_length_penalty
+                penalty.start_index, penalty.decay_factor = value
+            case "early_stopping":
+                message.early_stopping = _EARLY_STOPPING[value]
+            case "watermarking_config":
+                message.watermarking_config.CopyFrom(_watermarking_config(value))
             case "stop_token_ids":
                 message.stop_token_ids.extend(value)
             case "logit_bias":
                 message.logit_bias.update(value)
             case _:
                 setattr(message, name, value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise _invalid(f"{path}.{name}", f"cannot be {value!r:.60} ({error})") from None
+
+
+def _watermarking_config(value: Watermark) -> generation_pb2.WatermarkingConfig:
+    fields = {name: getattr(value, name) for name in value.__dataclass_fields__}
+    if isinstance(value, GreenListWatermark):
+        fields["seeding_scheme"] = _SEEDING_SCHEMES[value.seeding_scheme]
+        return generation_pb2.WatermarkingConfig(green_list=generation_pb2.GreenListWatermark(**fields))
+    return generation_pb2.WatermarkingConfig(synth_id_text=generation_pb2.SynthIdTextWatermark(**fields))
 
 
 def generation_config(options: Mapping[str, Any]) -> generation_pb2.GenerationConfig:
@@ -159,19 +201,58 @@ def _tool(tool: Mapping[str, Any], path: str) -> chat_pb2.Tool:
         raise _invalid(path, f"has a value of the wrong type ({error})") from None
 
 
+def _document(document: Mapping[str, str] | str, path: str) -> chat_pb2.Document:
+    fields = {"text": document} if isinstance(document, str) else document
+    try:
+        if unknown := sorted(fields.keys() - {"title", "text"}):
+            raise _invalid(f"{path}.{unknown[0]}", "is no field of a document; known are text, title")
+        return chat_pb2.Document(title=fields.get("title", ""), text=fields.get("text", ""))
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid(path, f"must be a text, or a title and a text ({error})") from None
+
+
+def _template_value(value: Any, path: str) -> chat_pb2.TemplateValue:
+    try:
+        match value:
+            case bool():
+                return chat_pb2.TemplateValue(bool_value=value)
+            case str():
+                return chat_pb2.TemplateValue(string_value=value)
+            case int() | float():
+                return chat_pb2.TemplateValue(number_value=value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise _invalid(path, f"cannot be sent ({error})") from None
+    raise _invalid(path, f"must be text, a number, true or false, not {value!r:.60}")
+
+
 def conversation(
     messages: Messages,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    **rendering: bool | None,
+    documents: Sequence[Mapping[str, str] | str] | None = None,
+    template_variables: Mapping[str, str | float | bool] | None = None,
+    **rendering: Any,
 ) -> chat_pb2.Conversation:
-    """A Conversation from messages and tools in the form of OpenAI and transformers."""
+    """A Conversation from messages and tools in the form of OpenAI and transformers.
+
+    ``rendering``: template_name, add_generation_prompt and continue_final_message.
+    """
     if isinstance(messages, str):
         messages = [ChatMessage("user", messages)]
-    return chat_pb2.Conversation(
-        messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
-        tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
-        **rendering,
-    )
+    try:
+        return chat_pb2.Conversation(
+            messages=[_message(each, f"conversation.messages[{index}]") for index, each in enumerate(messages)],
+            tools=[_tool(each, f"conversation.tools[{index}]") for index, each in enumerate(tools or ())],
+            documents=[
+                _document(each, f"conversation.documents[{index}]") for index, each in enumerate(documents or ())
+            ],
+            template_variables={
+                name: _template_value(value, f"conversation.template_variables[{name}]")
+                for name, value in (template_variables or {}).items()
+            },
+            **rendering,
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid("conversation", f"has a value of the wrong type ({error})") from None
 
 
 def token_ids(ids: Iterable[int], path: str = "token_ids") -> generation_pb2.TokenIds:

@@ -3,14 +3,21 @@
 from collections.abc import Iterable
 from typing import Any, cast
 
-from tokenwire.client import errors, types
+from tokenwire.client import errors, results, types
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
 _REASONS = {
-    generation_pb2.FINISH_REASON_EOS: types.FinishReason.EOS,
-    generation_pb2.FINISH_REASON_LENGTH: types.FinishReason.LENGTH,
-    generation_pb2.FINISH_REASON_STOP_STRING: types.FinishReason.STOP_STRING,
-    generation_pb2.FINISH_REASON_STOP_TOKEN: types.FinishReason.STOP_TOKEN,
+    generation_pb2.FINISH_REASON_EOS: results.FinishReason.EOS,
+    generation_pb2.FINISH_REASON_LENGTH: results.FinishReason.LENGTH,
+    generation_pb2.FINISH_REASON_STOP_STRING: results.FinishReason.STOP_STRING,
+    generation_pb2.FINISH_REASON_STOP_TOKEN: results.FinishReason.STOP_TOKEN,
+    generation_pb2.FINISH_REASON_MAX_TIME: results.FinishReason.MAX_TIME,
+    generation_pb2.FINISH_REASON_DEADLINE: results.FinishReason.DEADLINE,
+}
+_EARLY_STOPPING: dict[int, types.EarlyStopping] = {
+    generation_pb2.EARLY_STOPPING_FALSE: False,
+    generation_pb2.EARLY_STOPPING_TRUE: True,
+    generation_pb2.EARLY_STOPPING_NEVER: "never",
 }
 _FORWARD_PATHS = {model_service_pb2.FORWARD_PATH_PAGED: "paged", model_service_pb2.FORWARD_PATH_PADDED: "padded"}
 
@@ -22,8 +29,24 @@ def generation_options(message: generation_pb2.GenerationConfig) -> types.Genera
         match field.name:
             case "stop_strings":
                 options[field.name] = tuple(value.values)
-            case "eos_token_id" | "suppress_tokens":
+            case (
+                "eos_token_id"
+                | "suppress_tokens"
+                | "begin_suppress_tokens"
+                | "forced_eos_token_id"
+                | "allowed_token_ids"
+            ):
                 options[field.name] = tuple(value.ids)
+            case "bad_words_ids":
+                options[field.name] = tuple(tuple(sequence.ids) for sequence in value.sequences)
+            case "sequence_bias":
+                options[field.name] = tuple((tuple(entry.ids), entry.bias) for entry in value.entries)
+            case "exponential_decay_length_penalty":
+                options[field.name] = (value.start_index, value.decay_factor)
+            case "early_stopping":
+                options[field.name] = _EARLY_STOPPING.get(value)
+            case "watermarking_config":
+                options[field.name] = _watermark(value)
             case "stop_token_ids":
                 options[field.name] = tuple(value)
             case "logit_bias":
@@ -33,21 +56,43 @@ def generation_options(message: generation_pb2.GenerationConfig) -> types.Genera
     return cast(types.GenerationOptions, options)
 
 
-def _warnings(messages: Iterable[generation_pb2.Warning]) -> tuple[types.GenerationWarning, ...]:
-    return tuple(types.GenerationWarning(each.code, each.message) for each in messages)
+def _watermark(message: generation_pb2.WatermarkingConfig) -> types.Watermark | None:
+    """The watermark, or None for a scheme that this version of the client does not know."""
+    kind = message.WhichOneof("scheme")
+    if kind is None:
+        return None
+    scheme = getattr(message, kind)
+    fields = {field.name: getattr(scheme, field.name) for field, _ in scheme.ListFields()}
+    if kind == "synth_id_text":
+        fields["keys"] = tuple(scheme.keys)
+        return types.SynthIdTextWatermark(**({"ngram_len": 0} | fields))
+    is_self_hash = scheme.seeding_scheme == generation_pb2.GreenListWatermark.SEEDING_SCHEME_SELF_HASH
+    fields["seeding_scheme"] = "selfhash" if is_self_hash else "lefthash"
+    return types.GreenListWatermark(**fields)
 
 
-def _logprob(message: generation_pb2.TokenLogprob) -> types.TokenLogprob:
-    return types.TokenLogprob(message.token_id, message.text, message.logprob)
+def _warnings(messages: Iterable[generation_pb2.Warning]) -> tuple[results.GenerationWarning, ...]:
+    return tuple(results.GenerationWarning(each.code, each.message) for each in messages)
 
 
-def _logprobs(messages: Iterable[generation_pb2.PositionLogprobs]) -> tuple[types.PositionLogprobs, ...]:
-    return tuple(types.PositionLogprobs(_logprob(each.chosen), tuple(map(_logprob, each.top))) for each in messages)
+def _logprob(message: generation_pb2.TokenLogprob) -> results.TokenLogprob:
+    return results.TokenLogprob(message.token_id, message.text, message.logprob, message.rank)
 
 
-def start(message: generation_pb2.GenerationStart) -> types.Start:
+def _logprobs(messages: Iterable[generation_pb2.PositionLogprobs]) -> tuple[results.PositionLogprobs, ...]:
+    return tuple(results.PositionLogprobs(_logprob(each.chosen), tuple(map(_logprob, each.top))) for each in messages)
+
+
+def _tokens(messages: Iterable[generation_pb2.TokenDetail]) -> tuple[results.TokenDetail, ...]:
+    return tuple(
+        results.TokenDetail(each.id, each.piece, each.bytes, (each.text_range.start, each.text_range.end))
+        for each in messages
+    )
+
+
+def start(message: generation_pb2.GenerationStart) -> results.Start:
     """A Start."""
-    return types.Start(
+    return results.Start(
         message.request_id,
         message.model,
         generation_options(message.generation_config),
@@ -56,31 +101,34 @@ def start(message: generation_pb2.GenerationStart) -> types.Start:
     )
 
 
-def delta(message: generation_pb2.GenerationDelta) -> types.Delta:
+def delta(message: generation_pb2.GenerationDelta) -> results.Delta:
     """A Delta."""
-    return types.Delta(
+    return results.Delta(
         message.text,
         tuple(message.token_ids),
         _logprobs(message.logprobs),
         (message.text_range.start, message.text_range.end),
         message.sequence_index,
+        _tokens(message.tokens),
+        _logprobs(message.prompt_logprobs),
     )
 
 
-def finish(message: generation_pb2.GenerationFinish) -> types.Finish:
+def finish(message: generation_pb2.GenerationFinish) -> results.Finish:
     """A Finish."""
-    return types.Finish(
-        _REASONS.get(message.reason, types.FinishReason.UNSPECIFIED),
+    return results.Finish(
+        _REASONS.get(message.reason, results.FinishReason.UNSPECIFIED),
         message.stop_string if message.HasField("stop_string") else None,
         message.stop_token_id if message.HasField("stop_token_id") else None,
-        types.Usage(message.usage.prompt_token_count, message.usage.completion_token_count),
-        types.Timings(message.timings.queue_ms, message.timings.prefill_ms, message.timings.decode_ms),
+        results.Usage(**{name: getattr(message.usage, name) for name in results.Usage.__dataclass_fields__}),
+        results.Timings(message.timings.queue_ms, message.timings.prefill_ms, message.timings.decode_ms),
         _warnings(message.warnings),
         message.sequence_index,
+        message.sequence_score if message.HasField("sequence_score") else None,
     )
 
 
-Event = types.Start | types.Delta | types.Finish
+Event = results.Start | results.Delta | results.Finish
 
 
 def event(
@@ -98,15 +146,22 @@ def event(
             return None
 
 
-def _generation(begin: types.Start, message: generation_pb2.GeneratedSequence) -> types.Generation:
-    return types.Generation(
-        message.text, tuple(message.token_ids), _logprobs(message.logprobs), begin, finish(message.finish)
+def _sequence(message: generation_pb2.GeneratedSequence) -> results.GeneratedSequence:
+    return results.GeneratedSequence(
+        message.text,
+        tuple(message.token_ids),
+        _logprobs(message.logprobs),
+        finish(message.finish),
+        _tokens(message.tokens),
     )
 
 
-def generation(message: generation_service_pb2.GenerateResponse) -> types.Generation:
-    """The first sequence, which is the only one while requests cannot ask for more."""
-    return _generation(start(message.start), message.sequences[0])
+def generation(message: generation_service_pb2.GenerateResponse) -> results.Generation:
+    """A whole answer."""
+    sequences = message.sequences
+    return results.Generation(
+        start(message.start), tuple(map(_sequence, sequences)), _logprobs(sequences[0].prompt_logprobs)
+    )
 
 
 def chat_message(message: chat_pb2.ChatMessage) -> types.ChatMessage:
@@ -121,18 +176,20 @@ def chat_message(message: chat_pb2.ChatMessage) -> types.ChatMessage:
     )
 
 
-def chat_answer(message: generation_service_pb2.ChatResponse) -> types.ChatAnswer:
-    """The first choice, which is the only one while requests cannot ask for more."""
-    choice = message.choices[0]
-    whole = _generation(start(message.start), choice.sequence)
-    return types.ChatAnswer(
-        whole.text, whole.token_ids, whole.logprobs, whole.start, whole.finish, chat_message(choice.message)
+def chat_answer(message: generation_service_pb2.ChatResponse) -> results.ChatAnswer:
+    """A whole answer to a conversation."""
+    choices = message.choices
+    return results.ChatAnswer(
+        start(message.start),
+        tuple(_sequence(choice.sequence) for choice in choices),
+        _logprobs(choices[0].sequence.prompt_logprobs),
+        tuple(chat_message(choice.message) for choice in choices),
     )
 
 
 def batch(
     message: generation_service_pb2.GenerateBatchResponse, request_id: str
-) -> list[types.Generation | errors.TokenwireError]:
+) -> list[results.Generation | errors.TokenwireError]:
     """One outcome per prompt."""
     return [
         generation(item.response)
@@ -169,7 +226,9 @@ def model(message: model_service_pb2.Model) -> types.Model:
         vocab_size=message.vocab_size,
         special_tokens=tuple(types.SpecialToken(each.name, each.text, each.id) for each in message.special_tokens),
         has_chat_template=message.has_chat_template,
+        chat_template_names=tuple(message.chat_template_names),
         default_generation_config=generation_options(message.default_generation_config),
         limits=types.ModelLimits(**{name: limits[name] for name in types.ModelLimits.__dataclass_fields__}),
         unapplied_defaults=tuple(message.unapplied_defaults),
+        draft_model=message.draft_model,
     )

@@ -9,7 +9,39 @@ from tokenwire.client import responses
 from tokenwire.client.calls import Call
 from tokenwire.client.channel import Connection
 from tokenwire.client.errors import Cancelled, InternalError, TokenwireError, from_rpc_error
-from tokenwire.client.types import Delta, Finish, Generation, PositionLogprobs, Start
+from tokenwire.client.results import (
+    Delta,
+    Finish,
+    GeneratedSequence,
+    Generation,
+    PositionLogprobs,
+    Start,
+    TokenDetail,
+)
+
+
+@dataclass(slots=True)
+class SequenceRecord:
+    """What has come of one sequence."""
+
+    finish: Finish | None = None
+    texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    tokens: list[TokenDetail] = field(default_factory=list)
+
+    def take(self, delta: Delta) -> None:
+        """Note one delta."""
+        self.texts.append(delta.text)
+        self.token_ids += delta.token_ids
+        self.logprobs += delta.logprobs
+        self.tokens += delta.tokens
+
+    def whole(self, finish: Finish) -> GeneratedSequence:
+        """The sequence that ended with ``finish``."""
+        return GeneratedSequence(
+            "".join(self.texts), tuple(self.token_ids), tuple(self.logprobs), finish, tuple(self.tokens)
+        )
 
 
 @dataclass(slots=True)
@@ -17,24 +49,34 @@ class StreamRecord:
     """The events of a stream, accumulated."""
 
     start: Start | None = None
-    finish: Finish | None = None
-    texts: list[str] = field(default_factory=list)
-    token_ids: list[int] = field(default_factory=list)
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    sequences: list[SequenceRecord] = field(default_factory=lambda: [SequenceRecord()])
+    prompt_logprobs: tuple[PositionLogprobs, ...] = ()
 
     def take(self, message: Any) -> Delta | None:
         """Note one message of the stream; return it if it is a delta."""
         event = responses.event(message)
-        if isinstance(event, Delta):
-            self.texts.append(event.text)
-            self.token_ids += event.token_ids
-            self.logprobs += event.logprobs
-            return event
         if isinstance(event, Start):
             self.start = event
+            self.sequences = [SequenceRecord() for _ in range(event.num_sequences)]
+        elif event is not None and not 0 <= event.sequence_index < len(self.sequences):
+            raise InternalError(f"the stream has an event of sequence {event.sequence_index}, which nobody asked for")
+        elif isinstance(event, Delta):
+            self.sequences[event.sequence_index].take(event)
+            self.prompt_logprobs += event.prompt_logprobs
+            return event
         elif isinstance(event, Finish):
-            self.finish = event
+            self.sequences[event.sequence_index].finish = event
         return None
+
+    @property
+    def finishes(self) -> list[Finish]:
+        """Those that have come, by sequence."""
+        return [sequence.finish for sequence in self.sequences if sequence.finish is not None]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every sequence has its finish."""
+        return len(self.finishes) == len(self.sequences)
 
 
 class StreamBase:
@@ -56,20 +98,28 @@ class StreamBase:
 
     @property
     def finish(self) -> Finish:
-        """How the answer ended. There once the stream was read to its end; until then RuntimeError."""
-        if self._record.finish is None:
+        """How the answer ended, of several sequences the first.
+
+        There once the stream was read to its end; until then RuntimeError.
+        """
+        return self.finishes[0]
+
+    @property
+    def finishes(self) -> tuple[Finish, ...]:
+        """How each sequence ended. There once the stream was read to its end; until then RuntimeError."""
+        if not self._record.is_finished:
             raise RuntimeError("the stream has not ended: read it to its end first")
-        return self._record.finish
+        return tuple(self._record.finishes)
 
     @property
     def finished(self) -> bool:
         """Whether the answer is complete."""
-        return self._record.finish is not None
+        return self._record.start is not None and self._record.is_finished
 
     @property
     def text_so_far(self) -> str:
-        """The text that has arrived."""
-        return "".join(self._record.texts)
+        """The text that has arrived, of several sequences the first."""
+        return "".join(self._record.sequences[0].texts)
 
     def cancel(self) -> None:
         """Stop the answer; the iteration then raises Cancelled. Leaving the context does the same silently."""
@@ -96,12 +146,13 @@ class StreamBase:
             raise InternalError("the stream did not begin with a start event")
 
     def _check_finish(self) -> None:
-        if self._record.finish is None:
-            raise InternalError("the stream ended without a finish event")
+        if not self._record.is_finished:
+            raise InternalError("the stream ended without a finish event for each sequence")
 
     def _result(self) -> Generation:
         record = self._record
-        return Generation(self.text_so_far, tuple(record.token_ids), tuple(record.logprobs), self.start, self.finish)
+        sequences = (sequence.whole(finish) for sequence, finish in zip(record.sequences, self.finishes, strict=True))
+        return Generation(self.start, tuple(sequences), record.prompt_logprobs)
 
     def _error(self, error: grpc.RpcError) -> TokenwireError:
         if self._cancelled:

@@ -7,7 +7,7 @@ from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 
-from tokenwire.client import calls, types
+from tokenwire.client import calls, results, types
 from tokenwire.client.calls import UnaryCall
 from tokenwire.client.channel import DEFAULT_TARGET, Connection, ConnectionOptions
 from tokenwire.client.errors import TokenwireError, from_rpc_error
@@ -42,7 +42,7 @@ class Stream(StreamBase):
     def __iter__(self) -> Self:
         return self
 
-    def __next__(self) -> types.Delta:
+    def __next__(self) -> results.Delta:
         while (message := self._read()) is not None:
             if (delta := self._record.take(message)) is not None:
                 return delta
@@ -56,10 +56,10 @@ class Stream(StreamBase):
             raise self._error(error) from None
 
     def text(self) -> str:
-        """Read to the end; return the whole text."""
+        """Read to the end; return the whole text, of several the first."""
         return self.result().text
 
-    def result(self) -> types.Generation:
+    def result(self) -> results.Generation:
         """Read to the end; return the whole answer."""
         for _ in self:
             pass
@@ -98,7 +98,7 @@ class Client:
             raise from_rpc_error(error, target=self._connection.target) from None
         return call.parse(reply)
 
-    def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> types.Generation:
+    def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> results.Generation:
         """Continue a prompt: text, or token ids. Options have transformers' names; see PromptOptions."""
         return self._unary(calls.generate(prompt, options))
 
@@ -107,12 +107,12 @@ class Client:
         return Stream(self._connection, calls.stream(prompt, options))
 
     def generate_batch(
-        self, prompts: Sequence[types.Prompt], **options: Unpack[types.PromptOptions]
-    ) -> list[types.Generation | TokenwireError]:
+        self, prompts: Sequence[types.Prompt], **options: Unpack[types.BatchOptions]
+    ) -> list[results.Generation | TokenwireError]:
         """Continue many prompts. One outcome per prompt, in order: the answer, or the error it failed with."""
         return self._unary(calls.generate_batch(prompts, options))
 
-    def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> types.ChatAnswer:
+    def chat(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> results.ChatAnswer:
         """Answer a conversation: messages as dicts or ChatMessage, or one string of the user."""
         return self._unary(calls.chat(messages, options))
 

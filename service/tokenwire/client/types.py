@@ -1,24 +1,41 @@
-"""What the client takes and returns: plain frozen dataclasses, no protobuf."""
+"""What the client takes and what it says of models and texts: plain frozen dataclasses, no protobuf."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
+
+Prompt = str | Sequence[int]
+"""A prompt as text, or as token ids to which nothing is added."""
 
 
-class FinishReason(StrEnum):
-    """Why a sequence ended."""
+@dataclass(frozen=True, slots=True)
+class GreenListWatermark:
+    """A green-list watermark; fields and defaults of transformers' WatermarkingConfig."""
 
-    UNSPECIFIED = "unspecified"
-    """A reason that this version of the client does not know."""
-    EOS = "eos"
-    """An end-of-sequence token."""
-    LENGTH = "length"
-    """max_new_tokens, max_length or the context length was reached."""
-    STOP_STRING = "stop_string"
-    """One of stop_strings appeared."""
-    STOP_TOKEN = "stop_token"  # noqa: S105  no password
-    """One of stop_token_ids was generated."""
+    greenlist_ratio: float = 0.25
+    bias: float = 2.0
+    hashing_key: int = 15485863
+    seeding_scheme: Literal["lefthash", "selfhash"] = "lefthash"
+    context_width: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SynthIdTextWatermark:
+    """A SynthID watermark; fields and defaults of transformers' SynthIDTextWatermarkingConfig."""
+
+    ngram_len: int
+    keys: tuple[int, ...]
+    context_history_size: int = 1024
+    sampling_table_seed: int = 0
+    sampling_table_size: int = 2**16
+    skip_first_ngram_calls: bool = False
+    debug_mode: bool = False
+
+
+Watermark = GreenListWatermark | SynthIdTextWatermark
+EarlyStopping = bool | Literal["never"]
+SequenceBias = Mapping[tuple[int, ...], float] | Sequence[tuple[Sequence[int], float]]
+"""Biases on token sequences, in either notation of transformers."""
 
 
 class GenerationOptions(TypedDict, total=False):
@@ -30,6 +47,12 @@ class GenerationOptions(TypedDict, total=False):
     """Most tokens of prompt and answer together."""
     min_new_tokens: int | None
     """Fewest tokens before an EOS token is allowed. Default: 0."""
+    min_length: int | None
+    """Fewest tokens of prompt and answer together before an EOS token is allowed. Default: 0."""
+    max_time: float | None
+    """Most seconds until the answer ends as it is, above 0. Default: no limit."""
+    deadline_aware: bool | None
+    """End the answer shortly before the call's timeout instead of losing it. Default: false."""
     do_sample: bool | None
     """Draw from the distribution. Default: false, or true when a sampling setting is given."""
     temperature: float | None
@@ -42,6 +65,16 @@ class GenerationOptions(TypedDict, total=False):
     """Drop tokens less likely than min_p times the most likely one, 0 to 1. Default: 0."""
     typical_p: float | None
     """Locally typical sampling up to this mass, above 0 to 1. Default: 1."""
+    top_h: float | None
+    """Keep the most likely tokens up to this share of the entropy, above 0 to 1. Default: off."""
+    epsilon_cutoff: float | None
+    """Drop tokens less likely than this, 0 to below 1. Default: 0 (off)."""
+    eta_cutoff: float | None
+    """Drop unlikely tokens by entropy, 0 to below 1. Default: 0 (off)."""
+    renormalize_logits: bool | None
+    """Renormalize the logits after all processors. Default: false."""
+    watermarking_config: Watermark | None
+    """Mark the answer for a detector with the same key. Default: the model's, or none."""
     seed: int | None
     """Seed of the draws, any 64-bit integer. Default: drawn by the server and returned in the start."""
     stop_strings: str | Sequence[str] | None
@@ -62,6 +95,46 @@ class GenerationOptions(TypedDict, total=False):
     """Added to the logits of token ids, -100 to 100. Default: empty."""
     suppress_tokens: Sequence[int] | None
     """Tokens that are never generated. Default: the model's."""
+    begin_suppress_tokens: Sequence[int] | None
+    """Tokens that are not generated first. Default: the model's."""
+    allowed_token_ids: Sequence[int] | None
+    """The only tokens that may be generated. Default: all."""
+    forced_bos_token_id: int | None
+    """The first generated token where the prompt is one token long. Default: the model's, or none."""
+    forced_eos_token_id: int | Sequence[int] | None
+    """The only tokens allowed as the last one that the length leaves room for. Default: the model's."""
+    bad_words_ids: Sequence[Sequence[int]] | None
+    """Sequences of tokens that are never generated. Default: the model's."""
+    sequence_bias: SequenceBias | None
+    """Biases on sequences of tokens. Default: the model's."""
+    no_repeat_ngram_size: int | None
+    """No n-gram of this many tokens occurs twice in prompt and answer. Default: 0 (off)."""
+    encoder_repetition_penalty: float | None
+    """Reward on tokens of the prompt, above 0. Default: 1 (off)."""
+    encoder_no_repeat_ngram_size: int | None
+    """No n-gram of the prompt of this many tokens occurs in the answer. Default: 0 (off)."""
+    remove_invalid_values: bool | None
+    """Replace NaN and infinite logits by finite ones. Default: false."""
+    exponential_decay_length_penalty: tuple[int, float] | None
+    """Make EOS likelier from so many tokens on, by this factor per token. Default: off."""
+    guidance_scale: float | None
+    """Steer away from negative_prompt, -100 to 100. Default: 1 (off)."""
+    num_return_sequences: int | None
+    """Sequences to return; above 1 with sampling or beams. Default: 1."""
+    num_beams: int | None
+    """Beams of beam search; not in streaming calls. Default: 1 (off)."""
+    length_penalty: float | None
+    """Scores of beams are divided by length to the power of this, -10 to 10. Default: 1."""
+    early_stopping: EarlyStopping | None
+    """When beam search ends: false, true or "never", as in transformers. Default: false."""
+    prompt_lookup_num_tokens: int | None
+    """Propose so many tokens per step from the text so far; only faster. 0 (off) to 64. Default: 0."""
+    max_matching_ngram_size: int | None
+    """Longest n-gram that prompt lookup matches, 1 to 16. Default: 2."""
+    num_assistant_tokens: int | None
+    """Tokens per step that the server's draft model proposes; only faster. Default: the server's."""
+    token_healing: bool | None
+    """Let the answer begin with the end of the prompt's last token. Default: false."""
 
 
 class OutputOptions(TypedDict, total=False):
@@ -73,6 +146,12 @@ class OutputOptions(TypedDict, total=False):
     """Take them after penalties, filters and temperature. Default: false."""
     skip_special_tokens: bool | None
     """Leave special tokens out of the text. Default: true."""
+    prompt_logprobs: int | None
+    """Log probabilities of the prompt's tokens and of this many most likely ones. Default: none."""
+    echo: bool | None
+    """Put the prompt's text in front of the answer. Default: false."""
+    token_details: bool | None
+    """Each token's piece, bytes and place in the text. Default: false."""
 
 
 class CallOptions(TypedDict, total=False):
@@ -102,6 +181,12 @@ class ConversationOptions(TypedDict, total=False):
 
     tools: Sequence[Mapping[str, Any]] | None
     """Tools offered to the model, in the form of OpenAI and transformers. Default: none."""
+    documents: Sequence[Mapping[str, str] | str] | None
+    """Documents for templates that read them: texts, or a title and a text each. Default: none."""
+    template_variables: Mapping[str, str | float | bool] | None
+    """Variables of the template, for example enable_thinking. Default: none."""
+    template_name: str | None
+    """Which of the model's templates. Default: tool_use with tools, where there is one; otherwise default."""
     add_generation_prompt: bool | None
     """Append the marker that opens the assistant's turn. Default: true, or false with continue_final_message."""
     continue_final_message: bool | None
@@ -112,11 +197,22 @@ class RequestOptions(GenerationOptions, OutputOptions, CallOptions, total=False)
     """Options that every generating call has."""
 
 
-class PromptOptions(RequestOptions, SpecialTokenOptions, total=False):
+class GuidanceOptions(TypedDict, total=False):
+    """What an answer is steered away from."""
+
+    negative_prompt: Prompt | None
+    """The prompt that guidance_scale steers away from, as text or token ids. Default: the prompt's last token."""
+
+
+class BatchOptions(RequestOptions, SpecialTokenOptions, total=False):
+    """Options of the call that continues many prompts."""
+
+
+class PromptOptions(BatchOptions, GuidanceOptions, total=False):
     """Options of the calls that continue a prompt."""
 
 
-class ChatOptions(RequestOptions, ConversationOptions, total=False):
+class ChatOptions(RequestOptions, ConversationOptions, GuidanceOptions, total=False):
     """Options of the calls that answer a conversation."""
 
 
@@ -163,136 +259,6 @@ Message = ChatMessage | Mapping[str, Any]
 """A message, or the same as a dict in the form of OpenAI and transformers: role, content, name, tool_calls, …"""
 Messages = str | Sequence[Message]
 """A conversation, oldest message first; a string is one message of the user."""
-Prompt = str | Sequence[int]
-"""A prompt as text, or as token ids to which nothing is added."""
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationWarning:
-    """Something that was done as asked but is probably not what was meant."""
-
-    code: str
-    """Stable identifier in lower_snake_case."""
-    message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens used."""
-
-    prompt_token_count: int
-    completion_token_count: int
-    """Tokens generated, the ending one included."""
-
-
-@dataclass(frozen=True, slots=True)
-class Timings:
-    """Where the time went on the server, in milliseconds."""
-
-    queue_ms: float
-    prefill_ms: float
-    decode_ms: float
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLogprob:
-    """Natural logarithm of the probability of one token."""
-
-    token_id: int
-    text: str
-    logprob: float
-
-
-@dataclass(frozen=True, slots=True)
-class PositionLogprobs:
-    """Log probabilities at one generated position."""
-
-    chosen: TokenLogprob
-    top: tuple[TokenLogprob, ...]
-    """The most likely tokens, best first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """First event of a stream: what the server is about to do."""
-
-    request_id: str
-    model: str
-    generation_config: GenerationOptions
-    """The settings in force, the seed included."""
-    prompt_token_count: int
-    warnings: tuple[GenerationWarning, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A piece of an answer."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    logprobs: tuple[PositionLogprobs, ...]
-    text_range: tuple[int, int]
-    """Half-open range of UTF-8 bytes in the final text."""
-    sequence_index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Last event of a stream: how the answer ended."""
-
-    reason: FinishReason
-    stop_string: str | None
-    stop_token_id: int | None
-    usage: Usage
-    timings: Timings
-    warnings: tuple[GenerationWarning, ...]
-    sequence_index: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Generation:
-    """A whole answer to a prompt."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    """Tokens generated, the ending one included."""
-    logprobs: tuple[PositionLogprobs, ...]
-    """One per token when asked for, else empty."""
-    start: Start
-    finish: Finish
-
-    @property
-    def finish_reason(self) -> FinishReason:
-        """Why it ended."""
-        return self.finish.reason
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens used."""
-        return self.finish.usage
-
-    @property
-    def timings(self) -> Timings:
-        """Time used on the server."""
-        return self.finish.timings
-
-    @property
-    def warnings(self) -> tuple[GenerationWarning, ...]:
-        """What is worth knowing about the request and its ending."""
-        return self.start.warnings + self.finish.warnings
-
-    @property
-    def request_id(self) -> str:
-        """Id of the request in the server's log."""
-        return self.start.request_id
-
-
-@dataclass(frozen=True, slots=True)
-class ChatAnswer(Generation):
-    """A whole answer to a conversation."""
-
-    message: ChatMessage
-    """The answer as a message that can be appended to the conversation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,8 +302,13 @@ class ModelLimits:
     max_token_id_count: int
     max_logit_bias_count: int
     max_logprobs: int
+    max_token_sequence_count: int
+    max_return_sequences: int
+    max_beams: int
     max_message_count: int
     max_tool_count: int
+    max_document_count: int
+    max_template_variable_count: int
     max_message_bytes: int
 
 
@@ -361,9 +332,13 @@ class Model:
     vocab_size: int
     special_tokens: tuple[SpecialToken, ...]
     has_chat_template: bool
+    chat_template_names: tuple[str, ...]
+    """Names of the chat templates; a single one is called default."""
     default_generation_config: GenerationOptions
     limits: ModelLimits
     unapplied_defaults: tuple[str, ...]
+    draft_model: str = ""
+    """Id of the draft model that proposes tokens; empty where there is none."""
 
     @property
     def device(self) -> str:

@@ -64,7 +64,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         eos_token_ids=loaded.eos_token_ids,
         pad_token_id=loaded.pad_token_id,
         tokenizer_json=loaded.tokenizer_json,
-        chat_template=loaded.chat_template,
+        chat_templates=loaded.chat_templates,
         defaults=defaults,
         unapplied_defaults=unapplied,
         draft_model="" if draft is None else draft.loaded.model_id,

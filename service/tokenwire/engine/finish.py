@@ -23,6 +23,7 @@ def sequence_finish(row: Row[Any], emission: EmissionLike, reason: str, now: flo
         cached_token_count=row.num_cached_tokens,
         draft_token_count=0 if row.draft is None else row.draft.num_drafted,
         accepted_draft_token_count=0 if row.draft is None else row.draft.num_accepted,
+        eos_probability_max=row.generation.eos_probability_max,
     )
 
 

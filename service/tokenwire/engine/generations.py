@@ -23,13 +23,15 @@ def generation_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Submi
     """
 
     def make_generation(submit: Submit) -> Generation:
+        settings = submit.settings
         return Generation(
             tokenizer,
             submit.prompt_ids,
-            _sampling_params(submit.settings, vocab_size),
-            _stopping_params(submit.settings, vocab_size),
+            _sampling_params(settings, vocab_size),
+            _stopping_params(settings, vocab_size),
             sequence_index=submit.sequence_index,
-            skip_special_tokens=submit.settings.skip_special_tokens,
+            skip_special_tokens=settings.skip_special_tokens,
+            healed_token_id=tokenizer.token_to_id(settings.healed_prefix) if settings.healed_prefix else None,
         )
 
     return make_generation

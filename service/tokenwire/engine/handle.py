@@ -18,11 +18,13 @@ class EngineState(Enum):
 
 
 class TokenStream(Protocol):
-    """What one submitted sequence gives, in order. The last Delta carries ``finish``; then the iteration ends.
+    """What one submitted request gives.
 
-    A reader that lags gets merged deltas: texts joined, ids and log probabilities in sequence.
+    The last Delta of each sequence carries ``finish``; after the last of all the iteration ends. The deltas of one
+    sequence come in order, those of several interleaved. A reader that lags gets merged deltas, each of one sequence:
+    texts joined, ids and log probabilities in sequence.
     Iterating raises RowFailedError, StepFailedError, InvalidRequestError, EngineUnavailableError or
-    RequestAbortedError if the sequence ends without a Finish.
+    RequestAbortedError if the request ends without a Finish for each sequence.
     """
 
     def __aiter__(self) -> "TokenStream": ...
@@ -55,9 +57,19 @@ class EngineHandle(Protocol):
         """Spawn, load, warm up. Raises ModelLoadError with one line for the operator."""
 
     def submit(
-        self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        sequence_index: int = 0,
+        negative_prompt_ids: Sequence[int] | None = None,
+        deadline: float | None = None,
     ) -> TokenStream:
-        """Queue one validated sequence. Raises QueueFullError or EngineUnavailableError at once, never waits."""
+        """Queue one validated request. Raises QueueFullError or EngineUnavailableError at once, never waits.
+
+        ``sequence_index``: of its first sequence, for the random draws; those of the deltas count from 0.
+        ``deadline``: the caller's, in monotonic seconds, with deadline_aware.
+        """
 
     async def stats(self) -> Stats:
         """The engine's counters between two steps. Raises EngineUnavailableError."""

@@ -59,9 +59,10 @@ _RETRY_AFTER_S = 1.0
 class EngineProcess:
     """One engine process after another, and the streams that they feed. For one event loop, not for other threads.
 
-    ``max_queued``: a sequence waits while nothing has come for it, except for the ``engine.max_running`` that may be
-    running already; counted here, so that a full queue is refused without asking the engine. ``command``: the process
-    to run, with the number of its socket appended.
+    ``max_queued``: rows of a batch that may wait. A request's rows (one per sequence or beam) wait while nothing has
+    come for it, except for the ``engine.max_running`` that may be running already; counted here, so that a full queue
+    is refused without asking the engine. A request is taken while fewer than ``max_queued`` wait, however many its own
+    are. ``command``: the process to run, with the number of its socket appended.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class EngineProcess:
         self._stopping = asyncio.Lock()
         self._streams: dict[int, DeltaStream] = {}
         self._requests = itertools.count()
+        self._num_rows = 0
         self._num_unbegun = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -225,18 +227,28 @@ class EngineProcess:
     # ---- requests ------------------------------------------------------------------------------------------
 
     def submit(
-        self, prompt_ids: Sequence[int], settings: GenerationSettings, *, sequence_index: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        *,
+        sequence_index: int = 0,
+        negative_prompt_ids: Sequence[int] | None = None,
+        deadline: float | None = None,
     ) -> DeltaStream:
-        """Queue one validated sequence. Raises QueueFullError or EngineUnavailableError at once, never waits."""
+        """Queue one validated request. Raises QueueFullError or EngineUnavailableError at once, never waits."""
         if self._state is not EngineState.READY or self._child is None:
             raise EngineUnavailableError(f"the engine is {self._state.value}", _RETRY_AFTER_S)
-        num_beyond_running = len(self._streams) - self._max_running
+        num_beyond_running = self._num_rows - self._max_running
         if num_beyond_running >= 0 and min(num_beyond_running, self._num_unbegun) >= self._max_queued:
             raise QueueFullError(self._max_queued, _RETRY_AFTER_S)
         request = next(self._requests)
-        self._child.send(Submit(request, list(prompt_ids), settings, sequence_index))
-        stream = self._streams[request] = DeltaStream(request, self._abort)
-        self._num_unbegun += 1
+        negative_ids = None if negative_prompt_ids is None else list(negative_prompt_ids)
+        self._child.send(Submit(request, list(prompt_ids), settings, sequence_index, negative_ids, deadline))
+        stream = self._streams[request] = DeltaStream(
+            request, self._abort, num_sequences=settings.num_return_sequences, num_rows=settings.num_rows
+        )
+        self._num_rows += stream.num_rows
+        self._num_unbegun += stream.num_rows
         self._idle.clear()
         return stream
 
@@ -259,8 +271,10 @@ class EngineProcess:
 
     def _forget(self, request: int) -> None:
         stream = self._streams.pop(request, None)
-        if stream is not None and not stream.has_begun:
-            self._num_unbegun -= 1
+        if stream is not None:
+            self._num_rows -= stream.num_rows
+            if not stream.has_begun:
+                self._num_unbegun -= stream.num_rows
         if not self._streams:
             self._idle.set()
 
@@ -292,9 +306,9 @@ class EngineProcess:
             if stream is None:
                 continue
             if not stream.has_begun:
-                self._num_unbegun -= 1
+                self._num_unbegun -= stream.num_rows
             stream.push(delta)
-            if delta.finish is not None:
+            if stream.is_over:
                 self._forget(delta.request)
         for failure in outputs.failures:
             stream = streams.get(failure.request)
@@ -323,7 +337,7 @@ class EngineProcess:
     def _fail_streams(self, error: EngineUnavailableError) -> None:
         streams = list(self._streams.values())
         self._streams.clear()
-        self._num_unbegun = 0
+        self._num_rows = self._num_unbegun = 0
         self._idle.set()
         for stream in streams:
             stream.fail(error)

@@ -88,7 +88,8 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     eos_token_ids: tuple[int, ...]
     pad_token_id: int | None
     tokenizer_json: str
-    chat_template: str | None
+    chat_templates: dict[str, str]
+    """By name, in transformers' way: an only one is called default."""
     defaults: GenerationOverrides
     """From generation_config.json."""
     unapplied_defaults: tuple[str, ...]

@@ -1,11 +1,10 @@
-"""Which settings are outside their range: what Rust says, whose parameters hold the ranges."""
-
-import math
+"""Which settings are outside their range: those of the logits as Rust says, the others as `strategy_ranges` says."""
 
 import msgspec
 
 from tokenwire import _native
 from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.engine.strategy_ranges import out_of_strategy_range
 from tokenwire.errors import Violation
 
 MAX_NEW_TOKENS = 2**31 - 1
@@ -21,6 +20,7 @@ SAMPLING_NAMES = (
     "typical_p",
     "epsilon_cutoff",
     "eta_cutoff",
+    "watermark",
     "renormalize_logits",
     "repetition_penalty",
     "encoder_repetition_penalty",
@@ -53,16 +53,6 @@ STOPPING_NAMES = (
 )
 """Settings that ``_native.StoppingParams`` takes under the same names."""
 
-_RANGES: tuple[tuple[str, float, float], ...] = (
-    ("num_return_sequences", 1, math.inf),
-    ("num_beams", 1, math.inf),
-    ("length_penalty", -10, 10),
-    ("prompt_lookup_num_tokens", 0, 64),
-    ("max_matching_ngram_size", 1, 16),
-    ("num_assistant_tokens", 0, 64),
-)
-"""Settings of the strategies, which are no business of the sampler; where the end is infinite, ModelLimits has it."""
-
 
 def out_of_range(
     overrides: GenerationOverrides, *, vocab_size: int, max_new_tokens: int = MAX_NEW_TOKENS
@@ -86,14 +76,5 @@ def out_of_range(
         )
     except _native.InvalidParametersError as error:
         found += error.violations
-    # Rust has no max_length: it is a max_new_tokens once the prompt is known.
-    if overrides.max_length is not None and overrides.max_length < 1:
-        found.append(("max_length", "must be at least 1", str(overrides.max_length)))
-    if overrides.max_time is not None and not 0 < overrides.max_time < math.inf:
-        found.append(("max_time", "must be above 0 and finite", str(overrides.max_time)))
-    for name, low, high in _RANGES:
-        value = values.get(name)
-        if value is not None and not (low <= value <= high):
-            rule = f"must be from {low} to {high}" if high < math.inf else f"must be at least {low}"
-            found.append((name, rule, str(value)))
+    found += out_of_strategy_range(overrides)
     return [Violation(field, rule, value) for field, rule, value in found]

@@ -47,6 +47,10 @@ class EmissionLike(Protocol):
 class GenerationLike(Protocol):
     """What the engine calls of `tokenwire._native.Generation`."""
 
+    @property
+    def eos_probability_max(self) -> float | None:
+        """Largest probability that an EOS token had at any step, before processors; None without EOS tokens."""
+
     def end(self) -> EmissionLike:
         """End the sequence before its next token; the emission has no token, and all text that was held back."""
 

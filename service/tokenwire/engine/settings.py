@@ -1,15 +1,11 @@
 """Generation settings: what a caller overrides, what the model defaults to, and what is in force.
 
-Precedence (transformers' own): request field > the model's generation_config.json > transformers' default.
+`resolution.resolve` makes the last of the first two.
 """
 
-import secrets
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import msgspec
-
-from tokenwire.errors import Violation
 
 DEFAULT_MAX_NEW_TOKENS = 20
 """What transformers generates when neither max_new_tokens nor max_length is set."""
@@ -17,7 +13,16 @@ DEFAULT_MAX_NEW_TOKENS = 20
 DEFAULT_TOP_K = 50
 """transformers' top_k when sampling and nobody set it."""
 
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_h",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
 """Fields with an effect only when sampling. Not the seed: it chooses among draws, not that there are any."""
 
 
@@ -150,150 +155,14 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     deadline_aware: bool = False
     token_healing: bool = False
     healed_prefix: str = ""
-    """Text of the dropped last prompt token that the first generated tokens must spell, with token_healing."""
+    """Vocabulary entry of the token that was taken off the prompt, which the first generated token must begin with;
+    empty where nothing is healed."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
 
-
-class Note(NamedTuple):
-    """Something done as asked that is probably not what was meant; the domain form of generation.proto's Warning."""
-
-    code: str
-    message: str
-
-
-class Resolution(NamedTuple):
-    """What ``resolve`` decided. With violations ``settings`` is None."""
-
-    settings: GenerationSettings | None
-    notes: tuple[Note, ...]
-    """Known before the first token."""
-    length_is_default: bool
-    """Nobody set a length: an answer that ends with reason length was cut at DEFAULT_MAX_NEW_TOKENS, or where the
-    context ended before."""
-    violations: tuple[Violation, ...]
-
-
-def resolve(
-    overrides: GenerationOverrides,
-    defaults: GenerationOverrides,
-    *,
-    prompt_tokens: int,
-    context_length: int,
-    vocab_size: int,
-    logprobs: int | None = None,
-    processed_logprobs: bool = False,
-    skip_special_tokens: bool = True,
-    draw_seed: Callable[[], int] = lambda: secrets.randbits(63),
-) -> Resolution:
-    """Decide every setting of one sequence, as transformers' ``generate`` would.
-
-    ``context_length`` is the most tokens of prompt and answer together; ``draw_seed`` gives a seed in [0, 2^63) when
-    the request has none. Checks the rules between fields, the prompt and the context, and reports all violations,
-    under ``generation_config.``; a prompt that fills the context is a violation of ``prompt``. The range of each field
-    alone is the caller's to check (``ranges.out_of_range``), and so are counts and sizes of lists.
-
-    Length (transformers' ``_prepare_generated_length``): max_new_tokens wins over max_length, also one from the
-    model's defaults over a max_length of the request; neither set: DEFAULT_MAX_NEW_TOKENS. A default is cut to the
-    room that the context leaves, a value of the request that does not fit is a violation.
-
-    Sampling: a sampling field in the request without do_sample implies do_sample; with do_sample false it is a
-    violation.
-    """
-    violations: list[Violation] = []
-    notes: list[Note] = []
-    sampling_fields = [name for name in SAMPLING_FIELDS if getattr(overrides, name) is not None]
-
-    max_new_tokens, length_is_default = _resolve_length(
-        overrides, defaults, prompt_tokens, context_length, violations, notes
-    )
-    if overrides.min_new_tokens is not None and overrides.min_new_tokens > max_new_tokens >= 1:
-        violations.append(_violation("min_new_tokens", f"must be at most max_new_tokens, {max_new_tokens}", overrides))
-    if overrides.do_sample is False:
-        violations.extend(
-            _violation(name, "must be unset when do_sample is false", overrides) for name in sampling_fields
-        )
-    do_sample = bool(sampling_fields or defaults.do_sample) if overrides.do_sample is None else overrides.do_sample
-    if not do_sample and overrides.seed is not None:
-        notes.append(Note("seed_without_effect", "The seed has no effect without sampling; set do_sample."))
-    if violations:
-        return Resolution(None, tuple(notes), length_is_default, tuple(violations))
-
-    def chosen(name: str, fallback: Any) -> Any:
-        value = getattr(overrides, name)
-        if value is None:
-            value = getattr(defaults, name)
-        return fallback if value is None else value
-
-    settings = GenerationSettings(
-        max_new_tokens=max_new_tokens,
-        min_new_tokens=min(chosen("min_new_tokens", 0), max_new_tokens),
-        do_sample=do_sample,
-        temperature=chosen("temperature", 1.0),
-        top_k=min(chosen("top_k", DEFAULT_TOP_K), vocab_size),
-        top_p=chosen("top_p", 1.0),
-        min_p=chosen("min_p", 0.0),
-        typical_p=chosen("typical_p", 1.0),
-        seed=draw_seed() if overrides.seed is None else overrides.seed,
-        stop_strings=chosen("stop_strings", ()),
-        eos_token_ids=chosen("eos_token_ids", ()),
-        stop_token_ids=overrides.stop_token_ids,
-        include_stop_string=chosen("include_stop_string", False),
-        repetition_penalty=chosen("repetition_penalty", 1.0),
-        presence_penalty=chosen("presence_penalty", 0.0),
-        frequency_penalty=chosen("frequency_penalty", 0.0),
-        logit_bias=overrides.logit_bias,
-        suppress_tokens=chosen("suppress_tokens", ()),
-        logprobs=logprobs,
-        processed_logprobs=processed_logprobs,
-        skip_special_tokens=skip_special_tokens,
-    )
-    return Resolution(settings, tuple(notes), length_is_default, ())
-
-
-def _resolve_length(
-    overrides: GenerationOverrides,
-    defaults: GenerationOverrides,
-    prompt_tokens: int,
-    context_length: int,
-    violations: list[Violation],
-    notes: list[Note],
-) -> tuple[int, bool]:
-    """Most new tokens, and whether nobody chose that number. Appends to ``violations`` and ``notes``."""
-    room = context_length - prompt_tokens
-    if room < 1:
-        rule = f"must be shorter than the context of {context_length} tokens"
-        violations.append(Violation("prompt", rule, f"{prompt_tokens} tokens"))
-        return 1, False
-    if overrides.max_new_tokens is not None:
-        if overrides.max_length is not None:
-            notes.append(Note("max_length_ignored", "max_new_tokens is set as well and wins over max_length."))
-        if overrides.max_new_tokens > room:
-            rule = f"must leave room for the prompt's tokens in the context of {context_length}"
-            violations.append(_violation("max_new_tokens", rule, overrides))
-        return overrides.max_new_tokens, False
-    if defaults.max_new_tokens is not None:
-        if overrides.max_length is not None:
-            message = (
-                f"The model's default max_new_tokens, {defaults.max_new_tokens}, wins over max_length; "
-                "set max_new_tokens instead."
-            )
-            notes.append(Note("max_length_ignored", message))
-        return min(defaults.max_new_tokens, room), False
-    if overrides.max_length is not None:
-        if not prompt_tokens < overrides.max_length <= context_length:
-            rule = f"must be above the number of the prompt's tokens and at most the context's {context_length}"
-            violations.append(_violation("max_length", rule, overrides))
-        return overrides.max_length - prompt_tokens, False
-    if defaults.max_length is not None:
-        if defaults.max_length <= prompt_tokens:
-            rule = f"must be above the prompt's {prompt_tokens} tokens; this is the model's default, set max_new_tokens"
-            violations.append(Violation("generation_config.max_length", rule, str(defaults.max_length)))
-        return min(defaults.max_length - prompt_tokens, room), False
-    return min(DEFAULT_MAX_NEW_TOKENS, room), True
-
-
-def _violation(field: str, rule: str, overrides: GenerationOverrides) -> Violation:
-    return Violation(f"generation_config.{field}", rule, repr(getattr(overrides, field)))
+    @property
+    def num_rows(self) -> int:
+        """Rows of a batch that the request takes: one per sequence or beam, twice as many with guidance."""
+        return max(self.num_beams, self.num_return_sequences) * (1 if self.guidance_scale == 1 else 2)

@@ -1,54 +1,62 @@
-"""What one submitted sequence gives, on the front's event loop."""
+"""What one submitted request gives, on the front's event loop."""
 
 import asyncio
 from collections.abc import Callable
 
-from tokenwire.engine.protocol import Delta, Finish, TokenLogprobs
+from tokenwire.engine.protocol import Delta
 from tokenwire.errors import RequestAbortedError
 
 
 class DeltaStream:
-    """Implements `handle.TokenStream`: at most one unread delta, into which later ones are merged.
+    """Implements `handle.TokenStream`: at most one unread delta per sequence, into which later ones are merged.
 
     What a reader that lags can make this hold is bounded by the answer itself. For one reader.
     """
 
-    def __init__(self, request: int, abort: Callable[[int], None]) -> None:
+    def __init__(
+        self, request: int, abort: Callable[[int], None], *, num_sequences: int = 1, num_rows: int = 1
+    ) -> None:
         self.request = request
+        self.num_rows = num_rows
+        """Rows of a batch that the request takes."""
         self.has_begun = False
-        """Whether anything has come: the sequence waits no longer."""
+        """Whether anything has come: the request waits no longer."""
+        self.is_over = False
+        """Whether every sequence is finished, or the request has failed."""
+        self._num_unfinished = num_sequences
         self._abort = abort
-        self._token_ids: list[int] = []
-        self._texts: list[str] = []
-        self._logprobs: list[TokenLogprobs] = []
-        self._finish: Finish | None = None
-        self._has_unread = False
-        self._is_over = False
+        # In the order in which they are to be read: the sequence whose unread delta is oldest comes first.
+        self._unread: dict[int, tuple[Delta, list[str]]] = {}
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
 
     def push(self, delta: Delta) -> None:
-        """Take over what a step gave."""
+        """Take over what a step gave; the delta is this stream's from now on."""
         self.has_begun = True
-        self._has_unread = True
-        self._token_ids += delta.token_ids
-        self._texts.append(delta.text)
-        self._logprobs += delta.logprobs
+        unread = self._unread.get(delta.sequence_index)
+        if unread is None:
+            self._unread[delta.sequence_index] = delta, []
+        else:
+            merged, texts = unread
+            texts.append(delta.text)
+            merged.token_ids += delta.token_ids
+            merged.logprobs += delta.logprobs
+            merged.finish = delta.finish
         if delta.finish is not None:
-            self._finish = delta.finish
-            self._is_over = True
+            self._num_unfinished -= 1
+            self.is_over = self._num_unfinished == 0
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """End without an answer: ``error`` is raised after what is still unread. No-op once it has ended."""
-        if not self._is_over:
-            self._is_over = True
+        if not self.is_over:
+            self.is_over = True
             self._error = error
             self._wake()
 
     def close(self) -> None:
         """Give up: tells the engine once, never waits. No-op once it has ended."""
-        if not self._is_over:
+        if not self.is_over:
             self.fail(RequestAbortedError("the request was given up"))
             self._abort(self.request)
 
@@ -56,18 +64,19 @@ class DeltaStream:
         return self
 
     async def __anext__(self) -> Delta:
-        while not self._has_unread:
+        while not self._unread:
             if self._error is not None:
                 raise self._error
-            if self._is_over:
+            if self.is_over:
                 raise StopAsyncIteration
             self._reader = asyncio.get_running_loop().create_future()
             try:
                 await self._reader
             finally:
                 self._reader = None
-        delta = Delta(self.request, self._token_ids, "".join(self._texts), self._logprobs, self._finish)
-        self._token_ids, self._texts, self._logprobs, self._has_unread = [], [], [], False
+        delta, texts = self._unread.pop(next(iter(self._unread)))
+        if texts:
+            delta.text += "".join(texts)
         return delta
 
     def _wake(self) -> None:

@@ -65,7 +65,8 @@ class LoadedModel:
     pad_token_id: int | None
     tokenizer_json: str
     """tokenizer.json as transformers uses it, post-processor included."""
-    chat_template: str | None
+    chat_templates: dict[str, str]
+    """By name; an only one is called default."""
     generation_config: dict[str, Any]
     """What the checkpoint's generation_config.json sets."""
 
@@ -171,7 +172,7 @@ def _describe(
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (int(eos),),
         pad_token_id=_first_not_none(generation.pad_token_id, tokenizer.pad_token_id),
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
-        chat_template=_default_template(tokenizer.chat_template),
+        chat_templates=_templates(tokenizer.chat_template),
         generation_config=_generation_settings(folder, model),
     )
 
@@ -286,11 +287,11 @@ def _first_not_none(*values: int | None) -> int | None:
     return next((value for value in values if value is not None), None)
 
 
-def _default_template(template: Any) -> str | None:
-    """Of several named templates the one called default, as apply_chat_template chooses."""
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template if isinstance(template, str) else None
+def _templates(found: Any) -> dict[str, str]:
+    """A tokenizer's ``chat_template``: a text, several by name, or none."""
+    if isinstance(found, str):
+        return {"default": found}
+    return {name: text for name, text in (found or {}).items() if isinstance(text, str)}
 
 
 def _generation_settings(folder: Path, model: PreTrainedModel) -> dict[str, Any]:

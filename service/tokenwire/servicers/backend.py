@@ -1,6 +1,6 @@
 """What all servicers share: the engine, and the served model once there is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
@@ -13,6 +13,16 @@ LOADING_RETRY_S = 2.0
 """When a client should come back while the model loads, in seconds."""
 
 
+@dataclass(slots=True)
+class ChatMarkers:
+    """What the model's chat template writes around a message; looked for when first asked for (`pitfalls`)."""
+
+    special_ids: frozenset[int] | None = None
+    """None until it was looked for."""
+    line: str = ""
+    """The last line before the message."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """The loaded model as the front uses it."""
@@ -21,6 +31,7 @@ class Served:
     text: Text
     bounds: Bounds
     max_running: int
+    markers: ChatMarkers = field(default_factory=ChatMarkers)
 
 
 ASSUMED_BYTES_PER_TOKEN = 64
@@ -49,7 +60,9 @@ class Backend:
         else:
             max_prompt_bytes = max(MIN_TEXT_BYTES, tokens * ASSUMED_BYTES_PER_TOKEN)
         max_prompt_bytes = min(max_prompt_bytes, self.limits.max_message_bytes)
-        bounds = Bounds(info=info, limits=self.limits, max_prompt_bytes=max_prompt_bytes)
+        # All beams of a request advance together.
+        limits = replace(self.limits, max_beams=min(self.limits.max_beams, self._max_running))
+        bounds = Bounds(info=info, limits=limits, max_prompt_bytes=max_prompt_bytes)
         self._served = Served(info, text, bounds, self._max_running)
 
     @property

@@ -3,30 +3,32 @@
 import asyncio
 import logging
 
-from tokenwire import validation
+from tokenwire import convert, validation
 from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import QueueFullError
 from tokenwire.servicers.backend import Backend, Served
-from tokenwire.servicers.preparation import Prepared, checked_overrides, collect, encode, prepared_of
+from tokenwire.servicers.pitfalls import prompt_notes
+from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_of
 from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_of, output_of
 
 
 class Batch:
     """One GenerateBatch call.
 
-    At most twice as many items as the engine runs are submitted at a time: enough to keep it busy, and room in the
-    queue is left for others. Where the queue is full, the next item waits for one of its siblings to end.
+    At most twice as many rows as the engine runs are submitted at a time: enough to keep it busy, and room in the queue
+    is left for others. Where the queue is full, the next item waits for one of its siblings to end.
     """
 
     def __init__(self, backend: Backend, served: Served, request: pb.GenerateBatchRequest) -> None:
         self._engine = backend.engine
         self._served = served
         self._request = request
-        self._output = validation.output_of(request.output)
-        self._window = asyncio.Semaphore(2 * served.max_running)
+        self._output = output_of(request.output)
+        self._shape = Shape(has_deadline=current_call().deadline is not None)
         self._freed = asyncio.Event()
         self._accepted_count = 0
 
@@ -38,21 +40,31 @@ class Batch:
         """
         violations = validation.Violations()
         validation.check_batch_size(len(self._request.prompts), self._served.bounds, violations, "prompts")
-        overrides = checked_overrides(self._request.generation_config, self._output, self._served.bounds, violations)
+        overrides = checked_overrides(
+            self._request.generation_config, self._output, self._served.bounds, violations, self._shape
+        )
         violations.check()
+        check_supported(overrides, self._served.info)
+        num_rows = num_rows_of(overrides, self._served.info.defaults)
+        window = asyncio.Semaphore(max(1, 2 * self._served.max_running // num_rows))
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._item(index, overrides)) for index in range(len(self._request.prompts))]
+                tasks = [
+                    group.create_task(self._item(index, overrides, window))
+                    for index in range(len(self._request.prompts))
+                ]
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
         return pb.GenerateBatchResponse(items=[task.result() for task in tasks])
 
-    async def _item(self, index: int, overrides: GenerationOverrides) -> pb.GenerateBatchItem:
-        async with self._window:
+    async def _item(
+        self, index: int, overrides: GenerationOverrides, window: asyncio.Semaphore
+    ) -> pb.GenerateBatchItem:
+        async with window:
             try:
                 prepared = await self._prepare(index, overrides)
                 stream = await self._submit(prepared, index)
-                response = await collect(prepared, stream)
+                response = (await collect(prepared, stream)).response
             except _NothingAcceptedError as error:
                 raise error.cause from None
             except Exception as error:
@@ -72,14 +84,18 @@ class Batch:
         violations = validation.Violations()
         validation.check_prompt(prompt, self._served.bounds, violations, path)
         violations.check()
-        prompt_ids = await encode(self._served, prompt, path)
-        return prepared_of(self._served, prompt_ids, overrides, self._output)
+        encoded = await encode(self._served, prompt, path)
+        shape = self._shape._replace(has_text_prompt=encoded.text is not None)
+        prepared = await prepared_of(self._served, encoded, overrides, self._output, shape)
+        notes = await prompt_notes(self._served, encoded.token_ids, encoded.text, prepared.resolved.settings)
+        prepared.start.warnings.extend(map(convert.warning_of, notes))
+        return prepared
 
     async def _submit(self, prepared: Prepared, index: int) -> TokenStream:
         while True:
             self._freed.clear()
             try:
-                stream = prepared.submit(self._engine, sequence_index=index)
+                stream = prepared.submit(self._engine, batch_index=index)
             except QueueFullError as error:
                 if self._accepted_count == 0:
                     raise _NothingAcceptedError(error) from None

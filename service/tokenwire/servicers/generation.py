@@ -4,12 +4,12 @@ from contextlib import closing
 from typing import Any
 
 from tokenwire.call import current_call
-from tokenwire.engine.protocol import Finish
 from tokenwire.servicers.backend import Backend
 from tokenwire.servicers.batch import Batch
-from tokenwire.servicers.preparation import Prepared, collect, prepare_chat, prepare_prompt
-from tokenwire.servicers.streaming import DeltaWriter, SlowReaderGuard, StreamResponse
-from tokenwire.v1 import chat_pb2, generation_service_pb2_grpc
+from tokenwire.servicers.preparation import Collected, Prepared, collect, prepare_chat, prepare_prompt
+from tokenwire.servicers.sequences import StreamResponse
+from tokenwire.servicers.streaming import SlowReaderGuard
+from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
 
 
@@ -21,11 +21,11 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
         """Generate from one prompt."""
-        return await self._answer(await prepare_prompt(self._backend.serving(request.model), request))
+        return (await self._answer(await prepare_prompt(self._backend.serving(request.model), request))).response
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Generate from one prompt, as events."""
-        prepared = await prepare_prompt(self._backend.serving(request.model), request)
+        prepared = await prepare_prompt(self._backend.serving(request.model), request, is_streaming=True)
         await self._stream(prepared, context, pb.GenerateStreamResponse)
 
     async def GenerateBatch(  # noqa: N802
@@ -37,33 +37,39 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
         """Answer a conversation."""
         answer = await self._answer(await prepare_chat(self._backend.serving(request.model), request))
-        sequence = answer.sequences[0]
-        message = chat_pb2.ChatMessage(role="assistant", content=[chat_pb2.ContentPart(text=sequence.text)])
-        choice = pb.ChatChoice(message=message, sequence=sequence)
-        return pb.ChatResponse(start=answer.start, choices=[choice])
+        choices = map(choice_of, answer.response.sequences, answer.texts)
+        return pb.ChatResponse(start=answer.response.start, choices=choices)
 
     async def ChatStream(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Answer a conversation, as events."""
-        prepared = await prepare_chat(self._backend.serving(request.model), request)
+        prepared = await prepare_chat(self._backend.serving(request.model), request, is_streaming=True)
         await self._stream(prepared, context, pb.ChatStreamResponse)
 
-    async def _answer(self, prepared: Prepared) -> pb.GenerateResponse:
+    async def _answer(self, prepared: Prepared) -> Collected:
         return await collect(prepared, prepared.submit(self._backend.engine))
 
     async def _stream(self, prepared: Prepared, context: Any, response: StreamResponse) -> None:
         call = current_call()
-        deltas = DeltaWriter(prepared.served.text, response)
+        writers = prepared.writers(response)
         # Submitted before anything is written, so that a refusal is a plain status.
         with (
             closing(prepared.submit(self._backend.engine)) as stream,
             SlowReaderGuard(context, self._backend.slow_reader_timeout_s) as out,
         ):
             await out.write(response(start=prepared.start))
-            finish: Finish | None = None
+            num_finished = 0
             async for delta in stream:
                 call.count(len(delta.token_ids))
-                finish = delta.finish
-                event = deltas.push(delta)
+                event = writers[delta.sequence_index].push(delta)
                 if event is not None:
                     await out.write(event)
-            await out.write(response(finish=prepared.finish_of(finish)))
+                if delta.finish is not None:
+                    num_finished += 1
+                    await out.write(response(finish=prepared.finish_of(delta.finish, delta.sequence_index)))
+            prepared.check_all_finished(num_finished)
+
+
+def choice_of(sequence: generation_pb2.GeneratedSequence, text: str) -> pb.ChatChoice:
+    """A sequence as an answer of the assistant. ``text``: without the echoed prompt."""
+    message = chat_pb2.ChatMessage(role="assistant", content=[chat_pb2.ContentPart(text=text)])
+    return pb.ChatChoice(message=message, sequence=sequence)

@@ -3,9 +3,12 @@
 from typing import Any
 
 from tokenwire import convert
-from tokenwire.engine.settings import GenerationOverrides, resolve
+from tokenwire.convert_settings import config_of
+from tokenwire.engine.resolution import resolve
+from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.servicers.backend import Backend, Served
 from tokenwire.v1 import generation_pb2, model_service_pb2, model_service_pb2_grpc
+from tokenwire.validation_settings import Shape, circumstances_of
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
@@ -32,7 +35,7 @@ def describe(served: Served) -> model_service_pb2.Model:
     return convert.model_of(
         info,
         special_tokens=special_tokens,
-        has_chat_template=served.text.has_chat_template,
+        chat_template_names=served.text.chat_template_names,
         default_config=_default_config(served),
         limits=convert.limits_of(
             bounds.limits, max_sequence_tokens=bounds.max_sequence_tokens, max_running=served.max_running
@@ -42,16 +45,10 @@ def describe(served: Served) -> model_service_pb2.Model:
 
 def _default_config(served: Served) -> generation_pb2.GenerationConfig:
     info = served.info
-    resolution = resolve(
-        GenerationOverrides(),
-        info.defaults,
-        prompt_tokens=1,
-        context_length=served.bounds.max_sequence_tokens,
-        vocab_size=info.vocab_size,
-    )
+    resolution = resolve(GenerationOverrides(), info.defaults, circumstances_of(served.bounds, Shape()))
     if resolution.settings is None:
         return generation_pb2.GenerationConfig()
-    config = convert.config_of(resolution.settings, with_seed=False)
+    config = config_of(resolution.settings, with_seed=False)
     if info.defaults.max_new_tokens is None and info.defaults.max_length is not None:
         # The default bounds prompt and answer together: how many are new depends on the prompt.
         config.ClearField("max_new_tokens")

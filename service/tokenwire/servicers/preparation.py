@@ -1,95 +1,189 @@
-"""From a request message to a submitted sequence, and from its deltas to a whole answer."""
+"""From a request message to a submitted request, and from its deltas to a whole answer."""
 
 from contextlib import closing
 from typing import NamedTuple
 
 from tokenwire import convert, validation
 from tokenwire.call import current_call
+from tokenwire.convert_settings import config_of
 from tokenwire.engine.handle import EngineHandle, TokenStream
 from tokenwire.engine.protocol import Finish
 from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.errors import InvalidRequestError, Violation
 from tokenwire.servicers.backend import Served
+from tokenwire.servicers.healing import heal
+from tokenwire.servicers.pitfalls import prompt_notes
+from tokenwire.servicers.sequences import Echo, SequenceWriter, StreamResponse, TokenDetails
 from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2
-from tokenwire.validation import Bounds, Output, Resolved, Violations
+from tokenwire.validation import Violations
+from tokenwire.validation_chat import check_conversation
+from tokenwire.validation_settings import (
+    Output,
+    Resolved,
+    Shape,
+    check_supported,
+    checked_overrides,
+    output_of,
+    resolve_settings,
+)
+
+
+class EncodedPrompt(NamedTuple):
+    """A tokenized prompt; ``text`` is None where it came as token ids."""
+
+    token_ids: list[int]
+    text: str | None
 
 
 class Prepared(NamedTuple):
     """A validated and tokenized request."""
 
     served: Served
-    prompt_ids: list[int]
+    prompt: EncodedPrompt
+    negative_prompt_ids: list[int] | None
+    output: Output
     resolved: Resolved
     start: generation_pb2.GenerationStart
+    echo: str | None
+    """The prompt's text where it goes in front of the answer."""
+    healed_text: str
+    """Text of the token that healing took off the prompt, with which the generated tokens begin; not in the answer."""
 
-    def submit(self, engine: EngineHandle, *, sequence_index: int = 0) -> TokenStream:
-        """Queue it. Raises QueueFullError or EngineUnavailableError."""
-        stream = engine.submit(self.prompt_ids, self.resolved.settings, sequence_index=sequence_index)
-        current_call().count_prompt(len(self.prompt_ids))
+    def submit(self, engine: EngineHandle, *, batch_index: int = 0) -> TokenStream:
+        """Queue it. Raises QueueFullError or EngineUnavailableError.
+
+        ``batch_index``: the request's place in a batch, so that its draws differ from those of the others.
+        """
+        call, settings = current_call(), self.resolved.settings
+        stream = engine.submit(
+            self.prompt.token_ids,
+            settings,
+            sequence_index=batch_index * settings.num_return_sequences,
+            negative_prompt_ids=self.negative_prompt_ids,
+            deadline=call.deadline if settings.deadline_aware else None,
+        )
+        call.count_prompt(len(self.prompt.token_ids))
         return stream
 
-    def finish_of(self, finish: Finish | None) -> generation_pb2.GenerationFinish:
-        """The finish message. ``finish`` is the last delta's."""
-        if finish is None:
-            raise RuntimeError("the engine ended a sequence without a finish")
-        resolved = self.resolved
-        return convert.finish_of(finish, convert.length_warnings(finish, length_is_default=resolved.length_is_default))
+    def writers(self, response: StreamResponse) -> list[SequenceWriter]:
+        """One per sequence, by index."""
+        return [self._writer(index, response) for index in range(self.resolved.settings.num_return_sequences)]
+
+    def _writer(self, index: int, response: StreamResponse) -> SequenceWriter:
+        text, skip = self.served.text, self.output.skip_special_tokens
+        prompt_ids = self.prompt.token_ids
+        # Where the border was healed, the echoed prompt ends where the answer begins.
+        tail = [] if self.resolved.settings.healed_prefix else prompt_ids
+        return SequenceWriter(
+            text,
+            response,
+            index=index,
+            echo=None if self.echo is None else Echo(text, self.echo, tail, skip_special_tokens=skip),
+            details=TokenDetails(text, skip_special_tokens=skip, hidden=self.healed_text)
+            if self.output.token_details
+            else None,
+            prompt_ids=prompt_ids,
+        )
+
+    def finish_of(self, finish: Finish, sequence_index: int) -> generation_pb2.GenerationFinish:
+        """The finish message of a sequence."""
+        warnings = convert.finish_warnings(finish, length_is_default=self.resolved.length_is_default)
+        return convert.finish_of(finish, sequence_index, warnings)
+
+    def check_all_finished(self, count: int) -> None:
+        """Raise RuntimeError unless every sequence has had its finish."""
+        if count != self.resolved.settings.num_return_sequences:
+            raise RuntimeError("the engine ended a request without a finish for each sequence")
 
 
-async def prepare_prompt(served: Served, request: generation_service_pb2.GenerateRequest) -> Prepared:
-    """Validate and tokenize a GenerateRequest. Raises InvalidRequestError."""
-    output = validation.output_of(request.output)
+class Collected(NamedTuple):
+    """A whole answer."""
+
+    response: generation_service_pb2.GenerateResponse
+    texts: list[str]
+    """Of its sequences, without the echoed prompt."""
+
+
+async def prepare_prompt(
+    served: Served, request: generation_service_pb2.GenerateRequest, *, is_streaming: bool = False
+) -> Prepared:
+    """Validate and tokenize a GenerateRequest. Raises InvalidRequestError, or UnsupportedError."""
     violations = Violations()
     if request.HasField("prompt"):
         validation.check_prompt(request.prompt, served.bounds, violations, "prompt")
     else:
         violations.add("prompt", "must be set", None)
-    at_least = max(1, len(request.prompt.token_ids))
-    overrides = checked_overrides(request.generation_config, output, served.bounds, violations, prompt_tokens=at_least)
-    violations.check()
-    return prepared_of(served, await encode(served, request.prompt, "prompt"), overrides, output)
+    shape = _shape_of(request, is_streaming=is_streaming)._replace(
+        prompt_tokens=max(1, len(request.prompt.token_ids)), has_text_prompt=not request.prompt.token_ids
+    )
+    overrides, output = _checked(served, request, violations, shape)
+    prompt = await encode(served, request.prompt, "prompt")
+    negative_prompt_ids = await _encode_negative(served, request)
+    prepared = await prepared_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
+    notes = await prompt_notes(served, prompt.token_ids, prompt.text, prepared.resolved.settings)
+    prepared.start.warnings.extend(map(convert.warning_of, notes))
+    return prepared
 
 
-async def prepare_chat(served: Served, request: generation_service_pb2.ChatRequest) -> Prepared:
+async def prepare_chat(
+    served: Served, request: generation_service_pb2.ChatRequest, *, is_streaming: bool = False
+) -> Prepared:
     """Validate, render and tokenize a ChatRequest. Raises InvalidRequestError, or UnsupportedError."""
     served.text.check_chat_template()
-    output = validation.output_of(request.output)
     violations = Violations()
     if request.HasField("conversation"):
-        validation.check_conversation(request.conversation, served.bounds, violations)
+        check_conversation(request.conversation, served.bounds, violations)
     else:
         violations.add("conversation", "must be set", None)
-    overrides = checked_overrides(request.generation_config, output, served.bounds, violations)
-    violations.check()
+    shape = _shape_of(request, is_streaming=is_streaming)
+    overrides, output = _checked(served, request, violations, shape)
     rendered = await render(served, request.conversation)
     validation.check_prompt_tokens(len(rendered.token_ids), served.bounds, "conversation")
-    return prepared_of(served, rendered.token_ids, overrides, output)
+    negative_prompt_ids = await _encode_negative(served, request)
+    prompt = EncodedPrompt(rendered.token_ids, rendered.text)
+    return await prepared_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
 
 
-def checked_overrides(
-    config: generation_pb2.GenerationConfig,
-    output: Output,
-    bounds: Bounds,
+def _shape_of(
+    request: generation_service_pb2.GenerateRequest | generation_service_pb2.ChatRequest, *, is_streaming: bool
+) -> Shape:
+    return Shape(
+        is_streaming=is_streaming,
+        has_negative_prompt=request.HasField("negative_prompt"),
+        has_deadline=current_call().deadline is not None,
+    )
+
+
+def _checked(
+    served: Served,
+    request: generation_service_pb2.GenerateRequest | generation_service_pb2.ChatRequest,
     violations: Violations,
-    *,
-    prompt_tokens: int = 1,
-) -> GenerationOverrides:
-    """What a request sets, judged; only to be used where nothing is violated.
-
-    ``prompt_tokens``: how many the prompt has, or at least has. Sizes come first: what is too long is not even copied.
-    """
-    if not validation.check_sizes(config, output, bounds.limits, violations):
-        return GenerationOverrides()
-    overrides = convert.overrides_of(config)
-    validation.check_generation(overrides, output, bounds, violations, prompt_tokens=prompt_tokens)
-    return overrides
+    shape: Shape,
+) -> tuple[GenerationOverrides, Output]:
+    """What is left of the first look, before anything is tokenized. Raises InvalidRequestError, UnsupportedError."""
+    output = output_of(request.output)
+    if request.HasField("negative_prompt"):
+        validation.check_prompt(request.negative_prompt, served.bounds, violations, "negative_prompt")
+    overrides = checked_overrides(request.generation_config, output, served.bounds, violations, shape)
+    violations.check()
+    check_supported(overrides, served.info)
+    return overrides, output
 
 
-async def encode(served: Served, prompt: generation_service_pb2.Prompt, path: str) -> list[int]:
-    """Token ids of a validated prompt. Raises InvalidRequestError where they do not fit."""
+async def _encode_negative(
+    served: Served, request: generation_service_pb2.GenerateRequest | generation_service_pb2.ChatRequest
+) -> list[int] | None:
+    if not request.HasField("negative_prompt"):
+        return None
+    return (await encode(served, request.negative_prompt, "negative_prompt")).token_ids
+
+
+async def encode(served: Served, prompt: generation_service_pb2.Prompt, path: str) -> EncodedPrompt:
+    """Text and token ids of a validated prompt. Raises InvalidRequestError where they do not fit."""
     if prompt.token_ids:
-        return list(prompt.token_ids)
+        return EncodedPrompt(list(prompt.token_ids), None)
     text = prompt.text
     add_special_tokens = validation.flag(prompt, "add_special_tokens")
     parse_special_tokens = validation.flag(prompt, "parse_special_tokens")
@@ -100,39 +194,92 @@ async def encode(served: Served, prompt: generation_service_pb2.Prompt, path: st
         ),
     )
     validation.check_prompt_tokens(len(prompt_ids), served.bounds, f"{path}.text")
-    return prompt_ids
+    return EncodedPrompt(prompt_ids, text)
 
 
-def prepared_of(served: Served, prompt_ids: list[int], overrides: GenerationOverrides, output: Output) -> Prepared:
+async def prepared_of(
+    served: Served,
+    prompt: EncodedPrompt,
+    overrides: GenerationOverrides,
+    output: Output,
+    shape: Shape,
+    *,
+    negative_prompt_ids: list[int] | None = None,
+) -> Prepared:
     """Decide the settings for a tokenized prompt. Raises InvalidRequestError where they do not fit its length."""
-    resolved = validation.resolve_settings(overrides, output, served.bounds, len(prompt_ids))
+    prompt_ids = prompt.token_ids
+    resolved = resolve_settings(overrides, output, served.bounds, shape._replace(prompt_tokens=len(prompt_ids)))
     settings = resolved.settings
+    if negative_prompt_ids is not None:
+        _check_negative_room(len(negative_prompt_ids), settings.max_new_tokens, served)
     start = generation_pb2.GenerationStart(
         request_id=current_call().request_id,
         model=served.info.model_id,
-        generation_config=convert.config_of(settings, with_seed=settings.do_sample or overrides.seed is not None),
+        generation_config=config_of(settings, with_seed=settings.do_sample or overrides.seed is not None),
         prompt_token_count=len(prompt_ids),
-        warnings=[convert.warning_of(note) for note in resolved.notes],
+        warnings=map(convert.warning_of, resolved.notes),
     )
-    return Prepared(served, prompt_ids, resolved, start)
+    echo = await _echo_of(served, prompt, output) if output.echo else None
+    healed = await heal(served.text, prompt_ids, settings)
+    return Prepared(
+        served,
+        prompt._replace(token_ids=healed.prompt_ids),
+        negative_prompt_ids,
+        output,
+        resolved._replace(settings=healed.settings),
+        start,
+        echo,
+        healed.given_text,
+    )
 
 
-async def collect(prepared: Prepared, stream: TokenStream) -> generation_service_pb2.GenerateResponse:
+def _check_negative_room(count: int, max_new_tokens: int, served: Served) -> None:
+    # The answer is computed behind it a second time.
+    limit = served.bounds.max_sequence_tokens
+    if count + max_new_tokens > limit:
+        rule = f"must leave room for max_new_tokens, {max_new_tokens}, in the {served.bounds.capacity_name} of {limit}"
+        raise InvalidRequestError([Violation("negative_prompt", rule, f"{count} tokens")])
+
+
+async def _echo_of(served: Served, prompt: EncodedPrompt, output: Output) -> str:
+    if prompt.text is not None:
+        return prompt.text
+    ids, skip = prompt.token_ids, output.skip_special_tokens
+    return await off_loop(len(ids), lambda: served.text.decode(ids, skip_special_tokens=skip))
+
+
+async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
     """The whole answer. Closes the stream, whatever happens."""
     call = current_call()
-    texts: list[str] = []
-    sequence = generation_pb2.GeneratedSequence()
-    finish: Finish | None = None
+    writers = prepared.writers(generation_service_pb2.GenerateStreamResponse)
+    sequences = [generation_pb2.GeneratedSequence() for _ in writers]
+    pieces: list[list[str]] = [[] for _ in writers]
+    num_finished = 0
     with closing(stream):
         async for delta in stream:
+            index = delta.sequence_index
             call.count(len(delta.token_ids))
-            finish = delta.finish
-            texts.append(delta.text)
-            sequence.token_ids.extend(delta.token_ids)
-            if delta.logprobs:
-                sequence.logprobs.extend(
-                    convert.position_logprobs_of(delta.token_ids, delta.logprobs, prepared.served.text.token_text)
-                )
-    sequence.text = "".join(texts)
-    sequence.finish.CopyFrom(prepared.finish_of(finish))
-    return generation_service_pb2.GenerateResponse(start=prepared.start, sequences=[sequence])
+            event = writers[index].push(delta)
+            if event is not None:
+                pieces[index].append(event.delta.text)
+                _append(event.delta, sequences[index])
+            if delta.finish is not None:
+                num_finished += 1
+                sequences[index].finish.CopyFrom(prepared.finish_of(delta.finish, index))
+    prepared.check_all_finished(num_finished)
+    texts = []
+    for writer, sequence, parts in zip(writers, sequences, pieces, strict=True):
+        sequence.text = "".join(parts)
+        texts.append(sequence.text[writer.echoed_characters :])
+    response = generation_service_pb2.GenerateResponse(start=prepared.start, sequences=sequences)
+    return Collected(response, texts)
+
+
+def _append(delta: generation_pb2.GenerationDelta, sequence: generation_pb2.GeneratedSequence) -> None:
+    sequence.token_ids.extend(delta.token_ids)
+    if delta.logprobs:
+        sequence.logprobs.extend(delta.logprobs)
+    if delta.tokens:
+        sequence.tokens.extend(delta.tokens)
+    if delta.prompt_logprobs:
+        sequence.prompt_logprobs.extend(delta.prompt_logprobs)

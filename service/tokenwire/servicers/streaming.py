@@ -1,58 +1,9 @@
-"""Events of one generated sequence on their way out, and what happens when nobody reads them."""
+"""What happens to a stream when nobody reads it."""
 
 import asyncio
 from typing import Any, Self
 
-from tokenwire import convert
-from tokenwire.engine.protocol import Delta
 from tokenwire.errors import SlowReaderError
-from tokenwire.servicers.text import Text
-from tokenwire.v1 import generation_pb2, generation_service_pb2
-
-StreamResponse = type[generation_service_pb2.GenerateStreamResponse] | type[generation_service_pb2.ChatStreamResponse]
-
-
-class DeltaWriter:
-    """Turns a sequence's deltas into events; tokens that give no text yet wait for the text that they begin.
-
-    Not for more than one sequence.
-    """
-
-    __slots__ = ("_end", "_logprobs", "_response", "_text", "_token_ids")
-
-    def __init__(self, text: Text, response: StreamResponse) -> None:
-        self._text = text
-        self._response = response
-        self._end = 0
-        self._token_ids: list[int] = []
-        self._logprobs: list[generation_pb2.PositionLogprobs] = []
-
-    def push(self, delta: Delta) -> Any | None:
-        """The event for ``delta``, or None while it holds no text and is not the last."""
-        token_ids = delta.token_ids
-        if delta.logprobs:
-            self._logprobs += convert.position_logprobs_of(token_ids, delta.logprobs, self._text.token_text)
-        if self._token_ids:
-            self._token_ids += token_ids
-            token_ids = self._token_ids
-        text = delta.text
-        if not text and (delta.finish is None or not token_ids):
-            self._token_ids = token_ids
-            return None
-        # Filled in place: half the time of keyword arguments (1.6 against 3.9 us).
-        event = self._response()
-        message = event.delta
-        message.text = text
-        message.token_ids.extend(token_ids)
-        text_range = message.text_range
-        text_range.start = self._end
-        self._end += len(text) if text.isascii() else len(text.encode())
-        text_range.end = self._end
-        if self._logprobs:
-            message.logprobs.extend(self._logprobs)
-            self._logprobs = []
-        self._token_ids = []
-        return event
 
 
 class SlowReaderGuard:

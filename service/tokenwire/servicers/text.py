@@ -36,21 +36,44 @@ class Rendered(NamedTuple):
     token_ids: list[int]
 
 
-class ChatInput(NamedTuple):
-    """What a chat template is given."""
+class AlignedToken(NamedTuple):
+    """A token and what it became: its vocabulary entry, its bytes, and its byte range in the text of all tokens."""
 
+    token_id: int
+    piece: str
+    data: bytes
+    start: int
+    end: int
+
+
+class Aligner(Protocol):
+    """Says of each token which bytes of the text it gave, once that is certain."""
+
+    def push(self, token_id: int) -> list[AlignedToken]:
+        """Take the next token; return those that became certain."""
+
+    def finish(self) -> list[AlignedToken]:
+        """Return the rest. Nothing may be pushed afterwards."""
+
+
+class ChatInput(NamedTuple):
+    """A conversation for one of the model's chat templates."""
+
+    template_name: str
     messages_json: str
     tools_json: str | None
+    documents_json: str | None
+    variables_json: str | None
     add_generation_prompt: bool
     continue_final_message: bool
 
 
 class Text(Protocol):
-    """Tokenizer and chat template of the served model. Calls block; safe from any thread."""
+    """Tokenizer and chat templates of the served model. Calls block; safe from any thread."""
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether ``render`` can work."""
+    def chat_template_names(self) -> list[str]:
+        """Names of the templates with which ``render`` works, sorted."""
 
     @property
     def max_bytes_per_token(self) -> int | None:
@@ -59,6 +82,13 @@ class Text(Protocol):
     @property
     def vocab_size(self) -> int:
         """One more than the highest id that ``decode`` knows."""
+
+    @property
+    def special_token_ids(self) -> Sequence[int]:
+        """Ids of the special (control) tokens."""
+
+    def aligner(self, *, skip_special_tokens: bool) -> Aligner:
+        """An Aligner at the beginning of a text."""
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
@@ -75,11 +105,36 @@ class Text(Protocol):
     def token_id(self, token: str) -> int | None:
         """Id of a vocabulary entry as stored."""
 
+    def healable_entry(self, token_id: int) -> str | None:
+        """The token's vocabulary entry where other tokens begin with it; None where there is nothing to heal."""
+
     def check_chat_template(self) -> None:
         """Raises UnsupportedError without a usable chat template."""
 
     def render(self, chat: ChatInput) -> Rendered:
-        """Raises UnsupportedError without a template, InvalidRequestError where the template refuses."""
+        """Raises UnsupportedError where the template is not usable, InvalidRequestError where it refuses."""
+
+
+class NativeAligner:
+    """Aligner over the extension."""
+
+    def __init__(self, tokenizer: _native.Tokenizer, *, skip_special_tokens: bool) -> None:
+        self._tokenizer = tokenizer
+        self._aligner = _native.Aligner(tokenizer, skip_special_tokens=skip_special_tokens)
+
+    def push(self, token_id: int) -> list[AlignedToken]:
+        """Take the next token; return those that became certain."""
+        return self._named(self._aligner.push(token_id))
+
+    def finish(self) -> list[AlignedToken]:
+        """Return the rest."""
+        return self._named(self._aligner.finish())
+
+    def _named(self, tokens: Sequence[tuple[int, bytes, int, int]]) -> list[AlignedToken]:
+        piece_of = self._tokenizer.id_to_token
+        return [
+            AlignedToken(token_id, piece_of(token_id) or "", data, start, end) for token_id, data, start, end in tokens
+        ]
 
 
 class NativeText:
@@ -87,16 +142,17 @@ class NativeText:
 
     def __init__(self, info: ModelInfo) -> None:
         self._tokenizer = _native.Tokenizer.from_json(info.tokenizer_json)
-        self._template: _native.ChatTemplate | None = None
-        self._template_error: str | None = None
-        if info.chat_template is not None:
+        self._templates: dict[str, _native.ChatTemplate] = {}
+        self._template_errors: dict[str, str] = {}
+        for name, source in info.chat_templates.items():
             try:
-                self._template = _native.ChatTemplate(
-                    info.chat_template, tokenizer=self._tokenizer, special_tokens=info.special_tokens
+                self._templates[name] = _native.ChatTemplate(
+                    source, tokenizer=self._tokenizer, special_tokens=info.special_tokens
                 )
             except _native.TemplateError as error:
-                self._template_error = str(error)
+                self._template_errors[name] = str(error)
         self.vocab_size = self._tokenizer.vocab_size
+        self.special_token_ids: Sequence[int] = self._tokenizer.special_token_ids
         self.max_bytes_per_token: int | None = None
         if keeps_all_text(info.tokenizer_json, lambda token: self.token_id(token) is not None):
             entries = (self._tokenizer.id_to_token(token_id) for token_id in range(self.vocab_size))
@@ -104,14 +160,18 @@ class NativeText:
         self.token_text: Callable[[int], str] = lru_cache(_TOKEN_TEXT_CACHE)(self._token_text)
 
     @property
-    def has_chat_template(self) -> bool:
-        """Whether ``render`` can work."""
-        return self._template is not None
+    def chat_template_names(self) -> list[str]:
+        """Names of the templates with which ``render`` works, sorted."""
+        return sorted(self._templates)
 
     @property
-    def template_error(self) -> str | None:
-        """Why the model's template cannot be used, for the log; None where it can or there is none."""
-        return self._template_error
+    def template_errors(self) -> dict[str, str]:
+        """Why templates of the model cannot be used, by name, for the log."""
+        return self._template_errors
+
+    def aligner(self, *, skip_special_tokens: bool) -> Aligner:
+        """An Aligner at the beginning of a text."""
+        return NativeAligner(self._tokenizer, skip_special_tokens=skip_special_tokens)
 
     def encode(self, text: str, *, add_special_tokens: bool, parse_special_tokens: bool) -> list[int]:
         """Token ids of a text."""
@@ -146,23 +206,30 @@ class NativeText:
         """Id of a vocabulary entry."""
         return self._tokenizer.token_to_id(token)
 
+    def healable_entry(self, token_id: int) -> str | None:
+        """The token's vocabulary entry where other tokens begin with it; None where there is nothing to heal."""
+        return self._tokenizer.id_to_token(token_id) if len(self._tokenizer.extensions(token_id)) > 1 else None
+
     def check_chat_template(self) -> None:
         """Raises UnsupportedError without a usable chat template."""
-        self._usable_template()
-
-    def _usable_template(self) -> _native.ChatTemplate:
-        if self._template is not None:
-            return self._template
-        if self._template_error is not None:
+        if self._templates:
+            return
+        if self._template_errors:
             raise UnsupportedError("CHAT_TEMPLATE_UNUSABLE", "the model's chat template cannot be compiled")
         raise UnsupportedError("NO_CHAT_TEMPLATE", "the model has no chat template; use Generate")
 
     def render(self, chat: ChatInput) -> Rendered:
         """The prompt of a conversation and its tokens."""
+        template = self._templates.get(chat.template_name)
+        if template is None:
+            self.check_chat_template()
+            raise UnsupportedError("CHAT_TEMPLATE_UNUSABLE", "this chat template of the model cannot be compiled")
         try:
-            rendered = self._usable_template().render(
+            rendered = template.render(
                 chat.messages_json,
                 tools_json=chat.tools_json,
+                documents_json=chat.documents_json,
+                variables_json=chat.variables_json,
                 add_generation_prompt=chat.add_generation_prompt,
                 continue_final_message=chat.continue_final_message,
             )

@@ -4,11 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from tokenwire import convert
+from tokenwire import convert_chat
 from tokenwire.servicers.backend import Backend, Served
 from tokenwire.servicers.text import ChatInput, Rendered, off_loop
 from tokenwire.v1 import chat_pb2, generation_pb2, tokenizer_service_pb2, tokenizer_service_pb2_grpc
-from tokenwire.validation import Violations, check_conversation, check_token_ids, check_tokenize_size, flag
+from tokenwire.validation import Violations, check_token_ids, check_tokenize_size, flag
+from tokenwire.validation_chat import check_conversation
 
 
 class TokenizerServicer(tokenizer_service_pb2_grpc.TokenizerServiceServicer):
@@ -84,10 +85,13 @@ async def render(served: Served, conversation: chat_pb2.Conversation) -> Rendere
     """Render and tokenize a validated conversation, off the event loop."""
 
     def work() -> Rendered:
-        add_generation_prompt, continue_final_message = convert.turn_of(conversation)
+        add_generation_prompt, continue_final_message = convert_chat.turn_of(conversation)
         chat = ChatInput(
-            messages_json=convert.messages_json_of(conversation),
-            tools_json=convert.tools_json_of(conversation),
+            template_name=convert_chat.template_name_of(conversation, served.info.chat_templates) or "",
+            messages_json=convert_chat.messages_json_of(conversation),
+            tools_json=convert_chat.tools_json_of(conversation),
+            documents_json=convert_chat.documents_json_of(conversation),
+            variables_json=convert_chat.variables_json_of(conversation),
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )

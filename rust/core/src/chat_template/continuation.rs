@@ -76,7 +76,11 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 pub(super) fn alias_reasoning(message: &mut Map<String, Json>) {
     let reasoning = REASONING.iter().find_map(|name| message.get(*name).filter(|value| !value.is_null())).cloned();
     if let Some(reasoning) = reasoning {
-        message.entry("thinking").or_insert_with(|| reasoning.clone());
+        // transformers builds a new dict: `thinking` first, `reasoning_content` last where it is new.
+        let mut rest = std::mem::take(message);
+        let thinking = rest.shift_remove("thinking").unwrap_or_else(|| reasoning.clone());
+        message.insert("thinking".to_owned(), thinking);
+        message.append(&mut rest);
         message.insert("reasoning_content".to_owned(), reasoning);
     }
 }

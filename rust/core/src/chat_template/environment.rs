@@ -1,6 +1,6 @@
 //! minijinja set up as transformers sets up jinja2.
 
-use super::{filters, methods, python};
+use super::{dialect, filters, methods, python};
 use chrono::{Local, NaiveDateTime, TimeZone as _};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Value};
@@ -37,7 +37,8 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
     filters::register(&mut env);
-    env.add_template_owned(NAME, without_generation_tags(source))?;
+    dialect::register(&mut env);
+    env.add_template_owned(NAME, dialect::rewrite(&without_generation_tags(source)))?;
     Ok(env)
 }
 

@@ -3,7 +3,7 @@
 use super::methods::{capitalize, justified, lower, trim, upper};
 use super::python::{JsonStyle, to_str};
 use minijinja::value::{Kwargs, Rest, ValueKind};
-use minijinja::{Environment, Error, Value};
+use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::{filters as contrib, globals};
 
 /// Adds them to an environment, and takes out what jinja2 does not know.
@@ -36,6 +36,8 @@ pub(super) fn register(env: &mut Environment<'_>) {
     });
     env.add_filter("escape", escape);
     env.add_filter("e", escape);
+    env.add_filter("forceescape", |value: &Value| escape(&Value::from(to_str(value))));
+    env.add_filter("truncate", truncate);
     env.add_filter("join", join);
     env.add_filter("default", default);
     env.add_filter("d", default);
@@ -43,7 +45,6 @@ pub(super) fn register(env: &mut Environment<'_>) {
     env.add_filter("float", float);
 
     env.add_test("sequence", is_sequence);
-    env.add_test("callable", |value: &Value| value.kind() == ValueKind::Plain);
 }
 
 /// What has a length and items: lists, but also strings and dicts; undefined has both in jinja2.
@@ -119,6 +120,30 @@ fn join(values: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
     Ok(parts.join(&to_str(&separator)))
 }
 
+/// `truncate(s, length=255, killwords=False, end='...', leeway=5)`.
+#[expect(clippy::needless_pass_by_value, reason = "minijinja passes arguments of this kind by value")]
+fn truncate(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let whole = |index: usize, name: &str, default: usize| -> Result<usize, Error> {
+        argument(&args, &kwargs, index, name)?.filter(|value| !value.is_none()).map_or(Ok(default), usize::try_from)
+    };
+    let (length, leeway) = (whole(0, "length", 255)?, whole(3, "leeway", 5)?);
+    let by_character = argument(&args, &kwargs, 1, "killwords")?.is_some_and(|value| value.is_true());
+    let end = argument(&args, &kwargs, 2, "end")?.unwrap_or_else(|| Value::from("..."));
+    kwargs.assert_all_used()?;
+    let (Some(text), Some(end)) = (value.as_str(), end.as_str()) else {
+        return Err(Error::new(ErrorKind::InvalidOperation, "truncate needs strings"));
+    };
+    let kept = length
+        .checked_sub(end.chars().count())
+        .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "truncate needs a length that its end fits"))?;
+    if text.chars().count() <= length.saturating_add(leeway) {
+        return Ok(text.to_owned());
+    }
+    let cut = text.char_indices().nth(kept).map_or(text, |(at, _)| &text[..at]);
+    let cut = if by_character { cut } else { cut.rsplit_once(' ').map_or(cut, |(words, _)| words) };
+    Ok(format!("{cut}{end}"))
+}
+
 /// `default(value, default_value='', boolean=False)`.
 #[expect(clippy::needless_pass_by_value, reason = "minijinja passes arguments of this kind by value")]
 fn default(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
@@ -137,6 +162,9 @@ fn int(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error>
         None => 10,
     };
     kwargs.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(undefined());
+    }
     let whole = match value.as_str() {
         Some(text) => {
             let digits = text.trim().to_ascii_lowercase().replace('_', "");
@@ -156,6 +184,11 @@ fn int(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error>
     Ok(whole.map_or(other, Value::from))
 }
 
+/// jinja2's undefined refuses to be a number.
+fn undefined() -> Error {
+    Error::new(ErrorKind::UndefinedError, "it is no number")
+}
+
 fn truncated(number: f64) -> Option<i128> {
     #[expect(clippy::cast_possible_truncation, reason = "the integer part is what int() gives")]
     number.is_finite().then_some(number as i128)
@@ -166,6 +199,9 @@ fn truncated(number: f64) -> Option<i128> {
 fn float(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
     let other = argument(&args, &kwargs, 0, "default")?.unwrap_or_else(|| Value::from(0.0));
     kwargs.assert_all_used()?;
+    if value.is_undefined() {
+        return Err(undefined());
+    }
     let number = match value.as_str() {
         Some(text) => text.trim().replace('_', "").parse().ok(),
         None if value.kind() == ValueKind::Bool => Some(f64::from(u8::from(value.is_true()))),

@@ -2,12 +2,23 @@
 //!
 //! A template cannot reach files, the network or other templates, and has limits on steps, nesting and output.
 //!
-//! Where minijinja's language differs from jinja2's and cannot be changed from outside: `%` does not format strings (the
-//! filter `format` does), a loop over none is empty instead of an error, values of different types compare instead of
-//! failing, macros have no `varargs` and `kwargs`, `d.items` without a call is the item of that name, views, ranges
-//! and functions print differently, and `~` writes a list's unprintable characters and large floats as they are.
+//! Where minijinja's language differs from jinja2's, `dialect` rewrites the template. What remains different (none of
+//! it in the constructs of the common model families, as `tests/native/chat_families.py` has them):
+//! - a chain of comparisons (`a < b < c`) and the filters `sort`, `min`, `max` and `unique` order and compare values of
+//!   different types instead of failing; `abs` takes no bool; `select` and `map` refuse a falsy number instead of
+//!   giving an empty list; `truncate` takes strings only; `odd` and `even` take no text; text times a whole float is
+//!   text;
+//! - macros have no `varargs` and `kwargs`, a default of one argument cannot name another, `m.arguments` is a list;
+//! - `set ns._name` is not refused, `dict` takes no list of pairs and has no `fromkeys`;
+//! - views of dicts, ranges, functions, methods and generators print differently, and views can be indexed; a method
+//!   that is read into a variable cannot be called;
+//! - `%r` is no conversion and `%d` takes no fraction; an operator behind a test without an argument
+//!   (`x is number - 1`) is a syntax error;
+//! - the filters `filesizeformat`, `random`, `urlencode`, `urlize`, `wordwrap` and `xmlattr` and the function `lipsum`
+//!   are unknown.
 
 mod continuation;
+mod dialect;
 mod environment;
 mod filters;
 mod methods;

@@ -8,12 +8,14 @@
 //! A decoder of the tokenizers crate becomes a chain of streaming stages when the tokenizer is loaded, so a token costs
 //! a table look-up and a few short string operations, whatever came before it. `Tokenizer::decode` runs the same chain.
 
+mod alignment;
 mod fused;
 mod plan;
 mod stage;
 mod utf8;
 mod vocabulary;
 
+pub use alignment::{AlignedToken, Aligner};
 pub(crate) use plan::DecodePlan;
 pub(crate) use vocabulary::Vocabulary;
 

@@ -9,17 +9,20 @@ use tokenizers::DecoderWrapper;
 pub(crate) struct DecodePlan {
     /// The chain starts with `ByteLevel`: the vocabulary table holds bytes.
     pub(super) byte_level: bool,
+    /// Tokens like `<0x61>` stand for bytes.
+    byte_fallback: bool,
     pub(super) chain: Chain,
 }
 
 impl DecodePlan {
     pub(crate) fn new(decoder: Option<&DecoderWrapper>) -> Self {
         let Some(decoder) = decoder else {
-            return Self { byte_level: false, chain: vec![Box::new(stage::Join::default())] };
+            return Self { byte_level: false, byte_fallback: false, chain: vec![Box::new(stage::Join::default())] };
         };
         let mut decoders = Vec::new();
         flatten(decoder, &mut decoders);
         let byte_level = matches!(decoders.first(), Some(DecoderWrapper::ByteLevel(_)));
+        let byte_fallback = decoders.iter().any(|decoder| matches!(decoder, DecoderWrapper::ByteFallback(_)));
         let mut chain: Chain = Vec::new();
         let mut is_fused = byte_level;
         let tail = &decoders[usize::from(byte_level)..];
@@ -31,12 +34,17 @@ impl DecodePlan {
                 is_fused = matches!(decoder, DecoderWrapper::Fuse(_) | DecoderWrapper::ByteLevel(_));
             }
         }
-        Self { byte_level, chain }
+        Self { byte_level, byte_fallback, chain }
     }
 
     /// Whether the vocabulary table holds the bytes of byte-level tokens.
     pub(crate) fn byte_level(&self) -> bool {
         self.byte_level
+    }
+
+    /// Whether tokens like `<0x61>` stand for bytes.
+    pub(crate) fn byte_fallback(&self) -> bool {
+        self.byte_fallback
     }
 
     /// A fresh copy of the chain.

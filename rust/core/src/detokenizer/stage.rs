@@ -223,7 +223,7 @@ impl Stage for ByteFallback {
 }
 
 /// The byte of a token like `<0x61>`.
-fn byte_of(token: &str) -> Option<u8> {
+pub(super) fn byte_of(token: &str) -> Option<u8> {
     if token.len() != 6 {
         return None;
     }

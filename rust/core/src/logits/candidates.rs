@@ -85,6 +85,8 @@ pub struct Candidates<'a> {
     temperature: f32,
     /// Value and position below which a whole row is still to be cut. Never pending together with a temperature.
     floor: Option<(f32, u32)>,
+    /// What tokens that are not in the list show as.
+    removed: f32,
 }
 
 impl<'a> Candidates<'a> {
@@ -108,7 +110,15 @@ impl<'a> Candidates<'a> {
         if scan.max == f32::NEG_INFINITY {
             return Err(RowError::NoTokenAllowed);
         }
-        let mut candidates = Self { row, buffers, form: Form::Row, max: scan.max, temperature: 1.0, floor: None };
+        let mut candidates = Self {
+            row,
+            buffers,
+            form: Form::Row,
+            max: scan.max,
+            temperature: 1.0,
+            floor: None,
+            removed: f32::NEG_INFINITY,
+        };
         if scan.max == f32::INFINITY {
             candidates.keep_infinite();
         }

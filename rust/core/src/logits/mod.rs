@@ -19,6 +19,7 @@ mod entropy;
 pub mod eos;
 mod filters;
 pub mod guidance;
+pub mod healing;
 pub mod history;
 pub mod invalid;
 pub mod kernels;
@@ -29,6 +30,7 @@ mod normalization;
 mod penalties;
 mod select;
 mod sequences;
+mod watermark;
 
 use crate::params::{SamplingParams, StoppingParams};
 use candidates::Candidates;
@@ -96,7 +98,7 @@ const WARPERS: &[MakeWarper] = &[
 ];
 
 /// The warpers behind them, whether sampling or not.
-const FINISHERS: &[MakeWarper] = &[normalization::renormalize];
+const FINISHERS: &[MakeWarper] = &[watermark::green_list, watermark::synth_id_text, normalization::renormalize];
 
 /// The steps that are on for one sequence.
 #[derive(Debug)]
@@ -122,6 +124,11 @@ impl Pipeline {
     #[must_use]
     pub fn mends_nan(&self) -> bool {
         self.mends_nan
+    }
+
+    /// Puts a processor in front of the others.
+    pub fn prepend(&mut self, processor: Box<dyn Processor>) {
+        self.processors.insert(0, processor);
     }
 
     /// Whether [`Pipeline::process`] would change anything.

@@ -6,9 +6,11 @@
 mod check;
 mod sampling;
 mod stopping;
+mod watermark;
 
 pub use sampling::{Sampling, SamplingOptions, SamplingParams};
 pub use stopping::{Stopping, StoppingOptions, StoppingParams};
+pub use watermark::{GreenList, SynthIdText, Watermark};
 
 use crate::error::Result;
 use check::Check;

@@ -1,11 +1,12 @@
 //! How to turn logits into a token.
 
 use super::check::Check;
+use super::watermark::Watermark;
 use crate::error::Result;
 use std::ops::Deref;
 
 /// Largest amount of a bias or of the guidance scale, either way.
-const MAX_BIAS: f64 = 100.0;
+pub(super) const MAX_BIAS: f64 = 100.0;
 /// Largest amount of a presence or frequency penalty, either way.
 const MAX_PENALTY: f64 = 2.0;
 
@@ -37,6 +38,8 @@ pub struct Sampling<Id, Count, Seed> {
     /// Tokens that top-k and the filters after it leave at least. At least 1; beam sampling needs one more than there
     /// are EOS tokens, so that a beam can go on.
     pub min_tokens_to_keep: Count,
+    /// Mark the answer; `None` is off.
+    pub watermark: Option<Watermark>,
     /// Turn the processed logits into log probabilities.
     pub renormalize_logits: bool,
     /// Divides positive, multiplies negative logits of tokens in prompt and answer. Above 0, finite; 1 is off.
@@ -97,6 +100,7 @@ impl SamplingOptions {
             epsilon_cutoff: 0.0,
             eta_cutoff: 0.0,
             min_tokens_to_keep: 1,
+            watermark: None,
             renormalize_logits: false,
             repetition_penalty: 1.0,
             encoder_repetition_penalty: 1.0,
@@ -162,6 +166,7 @@ impl SamplingParams {
             epsilon_cutoff: options.epsilon_cutoff,
             eta_cutoff: options.eta_cutoff,
             min_tokens_to_keep: count(options.min_tokens_to_keep),
+            watermark: options.watermark.clone(),
             renormalize_logits: options.renormalize_logits,
             repetition_penalty: options.repetition_penalty,
             encoder_repetition_penalty: options.encoder_repetition_penalty,
@@ -198,6 +203,9 @@ fn check_filters(check: &mut Check, options: &SamplingOptions, vocab_size: i64) 
     check.cutoff("epsilon_cutoff", options.epsilon_cutoff);
     check.cutoff("eta_cutoff", options.eta_cutoff);
     check.count("min_tokens_to_keep", options.min_tokens_to_keep, 1);
+    if let Some(watermark) = &options.watermark {
+        watermark.check(check);
+    }
 }
 
 /// What raises or lowers logits.

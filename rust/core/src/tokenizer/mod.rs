@@ -2,6 +2,7 @@
 
 mod added;
 mod encode;
+mod extensions;
 mod selfcheck;
 
 pub use encode::TokenSpans;
@@ -9,7 +10,9 @@ pub use encode::TokenSpans;
 use crate::detokenizer::{self, DecodePlan, Vocabulary};
 use crate::error::{Error, Result};
 use added::AddedTokens;
+use extensions::Extensions;
 use std::path::Path;
+use std::sync::OnceLock;
 
 /// Highest number of ids that a file may define: a single wild id must not claim gigabytes.
 const MAX_VOCAB_SIZE: usize = 1 << 24;
@@ -21,6 +24,7 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     plan: DecodePlan,
     special_token_ids: Vec<u32>,
+    extensions: OnceLock<Extensions>,
 }
 
 impl Tokenizer {
@@ -64,7 +68,7 @@ impl Tokenizer {
             .collect();
         special_token_ids.sort_unstable();
         let added = AddedTokens::new(&inner)?;
-        let tokenizer = Self { inner, added, vocabulary, plan, special_token_ids };
+        let tokenizer = Self { inner, added, vocabulary, plan, special_token_ids, extensions: OnceLock::new() };
         selfcheck::decoding(&tokenizer)?;
         Ok(tokenizer)
     }
@@ -97,6 +101,21 @@ impl Tokenizer {
     #[must_use]
     pub fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
+    }
+
+    /// The tokens whose vocabulary entry begins with that of `id`, itself among them; empty for a special token and for
+    /// an id without an entry. Special tokens extend nothing. The first call sorts the vocabulary.
+    #[must_use]
+    pub fn extensions(&self, id: u32) -> Vec<u32> {
+        if !self.vocabulary.contains(id) || self.vocabulary.is_special(id) {
+            return vec![];
+        }
+        let Some(entry) = self.id_to_token(id).filter(|entry| !entry.is_empty()) else { return vec![] };
+        let extensions = self.extensions.get_or_init(|| {
+            let ids = (0u32..).take(self.vocab_size()).filter(|&id| !self.vocabulary.is_special(id));
+            Extensions::new(ids.filter_map(|id| Some((self.id_to_token(id)?, id))))
+        });
+        extensions.of(&entry).collect()
     }
 
     /// Text of ids, equal to transformers' `decode` without clean-up.

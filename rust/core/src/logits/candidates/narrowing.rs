@@ -124,6 +124,18 @@ impl Candidates<'_> {
         self.max = self.buffers.values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     }
 
+    /// Ids of the `count` largest logits, lower ids first among equals, in any order; none is removed.
+    pub fn best_ids(&mut self, count: usize) -> Vec<u32> {
+        let (values, _) = self.values();
+        let mut order: Vec<_> = (0_u32..).zip(values.iter().copied()).filter(|&(_, value)| value >= f32::MIN).collect();
+        if order.len() > count {
+            let by_rank = |a: &(u32, f32), b: &(u32, f32)| select::numerically(b.1, a.1).then(a.0.cmp(&b.0));
+            order.select_nth_unstable_by(count, by_rank);
+            order.truncate(count);
+        }
+        order.iter().map(|&(position, _)| self.id_at(position as usize)).collect()
+    }
+
     /// Keeps the `count` largest logits (`count >= 1`) and their ties, and returns the first `count`, largest first,
     /// lower ids first among equals.
     pub fn ranked(&mut self, count: usize) -> Vec<(u32, f32)> {

@@ -61,11 +61,11 @@ impl Candidates<'_> {
         order.into_iter().map(|(id, value)| (id, self.logprob_of(value, log_normalizer))).collect()
     }
 
-    /// Writes all V logits as the draw sees them, -infinity for tokens that were removed.
+    /// Writes all V logits as the draw sees them, -infinity (or what [`Candidates::rescore`] says) for tokens that were removed.
     pub fn write_to(mut self, logits: &mut [f32]) {
         self.settle();
         if self.form == Form::List {
-            logits.fill(f32::NEG_INFINITY);
+            logits.fill(self.removed);
             for (&id, &value) in self.buffers.ids.iter().zip(&self.buffers.values) {
                 if let Some(logit) = logits.get_mut(id as usize) {
                     *logit = value;

@@ -1,0 +1,50 @@
+"""Token healing: the answer's text begins behind the text of the token that was taken off the prompt."""
+
+import random
+
+import numpy as np
+from tokenizer_kinds import Pair
+
+from tokenwire import _native
+
+
+def test_text_begins_behind_the_dropped_token(pair: Pair) -> None:
+    tokenizer = pair.native
+    generator = random.Random(3)
+    width = tokenizer.vocab_size
+    plain = sorted(set(range(width)) - set(tokenizer.special_token_ids))
+    stopping = _native.StoppingParams(vocab_size=width, max_new_tokens=3)
+    sampling = _native.SamplingParams(vocab_size=width)
+    sampler = _native.Sampler()
+    healed = 0
+    for dropped in plain:
+        extensions = tokenizer.extensions(dropped).tolist()
+        for first in generator.sample(extensions, min(2, len(extensions))):
+            tokens = [first, *generator.choices(plain, k=2)]
+            generation = _native.Generation(tokenizer, [plain[0]], sampling, stopping, healed_token_id=dropped)
+            text = ""
+            for token in tokens:
+                row = np.zeros((1, width), dtype=np.float32)
+                row[0, token] = 9
+                (emission,) = sampler.step(row, [generation])
+                assert emission.token_id == token
+                text += emission.text
+            whole, given = (tokenizer.decode(ids, skip_special_tokens=True) for ids in (tokens, [dropped]))
+            if whole.startswith(given):
+                assert text == whole.removeprefix(given)
+                healed += 1
+            # Otherwise the decoder joins them, and only what is not the prompt's is shown.
+            assert whole.endswith(text)
+    assert healed > 50
+
+
+def test_without_extensions_nothing_changes(pair: Pair) -> None:
+    tokenizer = pair.native
+    width = tokenizer.vocab_size
+    stopping = _native.StoppingParams(vocab_size=width, max_new_tokens=3)
+    row = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    for dropped in (*tokenizer.special_token_ids[:1], width, -1):
+        generation = _native.Generation(
+            tokenizer, [0], _native.SamplingParams(vocab_size=width), stopping, healed_token_id=dropped
+        )
+        assert np.array_equal(_native.Sampler().processed_logits(row, generation), row)
