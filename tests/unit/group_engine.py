@@ -1,16 +1,36 @@
 """An engine with fakes, and what came out of it by request and sequence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from engine_fakes import FakeBeamSearch, FakeGeneration, FakeRunner, FakeSampler, make_generation
+from engine_fakes import FakeBeamSearch, FakeGeneration, FakeRunner, FakeSampler, make_generation, next_token
 
-from tokenwire.engine.drafts import DraftModelLike
+from tokenwire.engine.drafts import Ask, DraftModelLike
 from tokenwire.engine.engine import Engine
 from tokenwire.engine.protocol import Command, Failure, Finish, StepOutputs, Submit, TokenLogprobs
 from tokenwire.engine.settings import GenerationSettings
 
 Key = tuple[int, int]
 """Request and sequence index."""
+
+
+class AlmostRightDrafts:
+    """A draft model that guesses right twice and then wrong."""
+
+    def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
+        proposals = []
+        for ask in asks:
+            tokens = list(ask.tokens)
+            for number in range(ask.num_tokens):
+                tokens.append((next_token(tokens) + (number >= 2)) % 96)
+            proposals.append(tokens[len(ask.tokens) :])
+        return proposals
+
+    def release(self, sequences: Sequence[int]) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
 
 
 @dataclass
@@ -36,7 +56,7 @@ class GroupEngine:
             max_running=self.max_running,
             max_step_tokens=self.max_step_tokens,
             make_beam_search=FakeBeamSearch,
-            draft_model=self.draft_model,
+            draft_model=self.draft_model or AlmostRightDrafts(),
             clock=lambda: self.now,
         )
 

@@ -22,7 +22,7 @@ from tokenwire.model.batch import ForwardBatch
 EOS = (3, 40)
 
 kinds = st.one_of(
-    st.fixed_dictionaries({"kind": st.just("plain")}),
+    st.fixed_dictionaries({"kind": st.just("plain"), "drafts": st.sampled_from([0, 0, 3])}),
     st.fixed_dictionaries({"kind": st.just("sequences"), "count": st.integers(2, 5)}),
     st.fixed_dictionaries({"kind": st.just("beams"), "count": st.integers(2, 4)}),
     st.fixed_dictionaries(
@@ -45,7 +45,8 @@ def submit(
 ) -> None:
     match kind["kind"]:
         case "plain":
-            engine.submit(request, prompt, length, eos_token_ids=EOS, **further)
+            drafts = {"num_assistant_tokens": kind.get("drafts", 0)}
+            engine.submit(request, prompt, length, eos_token_ids=EOS, **(drafts | further))
         case "sequences":
             engine.submit(
                 request,
@@ -118,6 +119,8 @@ def test_every_sequence_is_what_it_is_alone(
         num_blocks=num_blocks,
         block_size=block_size,
         supports_chunked_prefill=chunked,
+        # A state that cannot be shared cannot go back behind a token either.
+        supports_drafts=shares_blocks,
         shares_blocks=shares_blocks,
     )
     engine = GroupEngine(runner, max_running=max_running, max_step_tokens=max_step_tokens)

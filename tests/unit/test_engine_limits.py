@@ -150,3 +150,20 @@ def test_a_deadline_that_passed_long_ago_computes_nothing() -> None:
     engine.step()
     assert engine.finishes[0, 0].reason == "deadline"
     assert engine.runner.batches == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason", "count"),
+    [({"max_time": 2.5}, "max_time", 7), ({"deadline": 4.0, "deadline_aware": True}, "deadline", 7)],
+)
+def test_tokens_that_were_guessed_count_with_the_step_that_verified_them(
+    settings: dict[str, Any], reason: str, count: int
+) -> None:
+    """One token behind the prompt, then three per step: two guessed right and the one behind them."""
+    engine = make_engine(1.0)
+    engine.submit(0, PROMPT, 50, num_assistant_tokens=4, **settings)
+    engine.run()
+    assert engine.tokens[0, 0] == expected_answer(PROMPT, count)
+    assert (engine.finishes[0, 0].reason, engine.finishes[0, 0].completion_token_count) == (reason, count)
+    check_texts(engine, 0)
+    engine.assert_nothing_held()
