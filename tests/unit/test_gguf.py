@@ -93,7 +93,7 @@ def test_convert_once_and_find_again(
     assert [phase.split()[0] for phase in phases] == ["converting", "loading"]
     assert (loaded.model_id, loaded.quantization, loaded.vocab_size) == ("tiny.F32", "none", 512)
     assert (loaded.eos_token_ids, loaded.context_length) == ((tiny_models.EOS_ID,), tiny_models.CONTEXT_LENGTH)
-    assert loaded.chat_template == tiny_models.CHAT_TEMPLATE
+    assert loaded.chat_templates == {"default": tiny_models.CHAT_TEMPLATE}
     ids = torch.tensor([[9, 80, 300, 41]])
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
