@@ -1,7 +1,6 @@
 """Loads the model of the service, with the runner and the sampler around it. The only place that imports both sides."""
 
 from collections.abc import Callable
-from functools import partial
 
 import msgspec
 
@@ -23,14 +22,15 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     keep_openmp_spin_short()
     import torch
 
-    from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
+    from tokenwire._native import Sampler, Tokenizer
     from tokenwire.engine.generations import generation_factory
+    from tokenwire.engine.kernels import native_kernels
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
-    pool = ThreadPool(threads=start.engine.threads or usable_cores())
-    runner = make_runner(loaded, start.engine, progress, make_kernel=partial(Linear4Bit, pool=pool))
+    kernels = native_kernels(start.engine.threads or usable_cores())
+    runner = make_runner(loaded, start.engine, progress, kernels=kernels)
     defaults, unapplied = defaults_from_generation_config(loaded.generation_config, vocab_size=loaded.vocab_size)
     if defaults.eos_token_ids is None:
         # transformers takes them from config.json where generation_config.json is silent.
