@@ -14,7 +14,6 @@ import statistics
 import sys
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ from transformers import AutoModelForCausalLM, StoppingCriteria, StoppingCriteri
 
 from bench import report
 from bench.service import GGUF
-from tokenwire._native import Linear4Bit, ThreadPool
 from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.engine.kernels import native_kernels
 from tokenwire.model import gguf
 from tokenwire.model.batch import ForwardBatch, Runner
 from tokenwire.model.loader import load
@@ -120,8 +119,8 @@ def run_format(path: Path, quantize: Any, arguments: argparse.Namespace) -> list
     engine = EngineConfig(kv_cache_memory="512MiB", threads=arguments.threads, forward_kernels=arguments.kernels)
     config = ModelConfig(model=str(path), device="cpu", quantize=quantize)
     loaded = load(config, engine, progress=lambda _: None)
-    pool = ThreadPool(threads=engine.threads or usable_cores())
-    runner = make_runner(loaded, engine, lambda _: None, make_kernel=partial(Linear4Bit, pool=pool))
+    kernels = native_kernels(engine.threads or usable_cores())
+    runner = make_runner(loaded, engine, lambda _: None, kernels=kernels)
     print(f"{loaded.architecture} {quantize}: {runner.forward_path} ({runner.forward_path_reason})", file=sys.stderr)
     folder = gguf.converted(path, lambda _: None) if path.is_file() else path
     quantization_config = bitsandbytes_config(config, torch.float32)

@@ -20,6 +20,7 @@ __all__ = [
     "Emission",
     "Generation",
     "InvalidParametersError",
+    "Linear",
     "Linear4Bit",
     "Padded",
     "PromptLookup",
@@ -506,6 +507,38 @@ class Linear4Bit:
         ``absmax``: one scale for each ``block_size`` codes of it. ``code``: the numbers of the 16 codes. ``level``: one
         of ``kernel_levels()``, default the best. ``in_features`` and ``block_size`` are multiples of 64. Raises
         ValueError.
+        """
+
+    @property
+    def in_features(self) -> int: ...
+    @property
+    def out_features(self) -> int: ...
+    @property
+    def level(self) -> str: ...
+    def forward(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
+        """Write ``x W^T + bias`` to ``out``: C-contiguous ``[rows, in_features]`` and ``[rows, out_features]``.
+
+        They do not overlap. Raises ValueError on a shape mismatch.
+        """
+
+@final
+class Linear:
+    """A linear layer with float32 weights, in an order for few rows. Frozen.
+
+    A row's result is the same bits whichever rows it is computed with.
+    """
+
+    def __new__(
+        cls,
+        weight: NDArray[np.float32],
+        *,
+        pool: ThreadPool,
+        bias: NDArray[np.float32] | None = None,
+        level: str | None = None,
+    ) -> Self:
+        """Copy ``weight`` ``[out_features, in_features]``, C-contiguous, with ``in_features`` a multiple of 64.
+
+        ``level``: one of ``kernel_levels()``, default the best. Raises ValueError.
         """
 
     @property

@@ -115,7 +115,7 @@ class EngineConfig:
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
     forward_kernels: Annotated[Literal["auto", "off"], Parameter(group=_ENGINE)] = "auto"
-    """auto: tokenwire's kernels for nf4 and fp4 layers in float32 on the CPU. off: bitsandbytes, for comparison."""
+    """auto: own kernels for nf4 and fp4 layers and the output head in float32 on the CPU. off: none, for comparison."""
 
     @property
     def kv_cache_bytes(self) -> int | None:

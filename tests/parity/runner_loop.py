@@ -1,7 +1,6 @@
 """A loop that drives a runner the way the engine does, and transformers' own answer to compare with."""
 
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,14 @@ BLOCK_SIZE = 4
 
 def load_runner(folder: Path, *, engine: dict[str, Any] | None = None, **model: Any) -> tuple[Any, Any]:
     """The loaded model and its runner, with small blocks, made as the engine makes it."""
-    from tokenwire._native import Linear4Bit, ThreadPool
     from tokenwire.config import EngineConfig, ModelConfig
+    from tokenwire.engine.kernels import native_kernels
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     settings = EngineConfig(**{"block_size": BLOCK_SIZE, "threads": 1, "kv_cache_memory": "16MiB"} | (engine or {}))
     loaded = load(ModelConfig(model=str(folder), device="cpu", **model), settings, progress=lambda _: None)
-    pool = ThreadPool(threads=settings.threads or 1)
-    return loaded, make_runner(loaded, settings, lambda _: None, make_kernel=partial(Linear4Bit, pool=pool))
+    return loaded, make_runner(loaded, settings, lambda _: None, kernels=native_kernels(settings.threads or 1))
 
 
 @dataclass

@@ -27,6 +27,52 @@ def test_arranged_model_gives_the_same_logits(bias: bool, tied: bool) -> None:
         torch.testing.assert_close(model(ids, logits_to_keep=1).logits, before[:, -1:], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_on_a_kernel_gives_the_same_logits(tied: bool) -> None:
+    import torch
+    from transformers import PhiConfig, PhiForCausalLM
+
+    from tokenwire.engine.kernels import native_kernels
+    from tokenwire.model.kernels import KernelLinear
+    from tokenwire.model.layout import arrange_weights_inplace
+    from tokenwire.model.quantization import parameter_count
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = PhiForCausalLM(PhiConfig(vocab_size=7001, tie_word_embeddings=tied, **sizes)).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    count = parameter_count(model)
+    ids = torch.randint(0, 7001, (2, 9))
+    with torch.inference_mode():
+        before = model(ids).logits
+        assert arrange_weights_inplace(model, native_kernels(2).linear) == ""
+        assert isinstance(model.get_output_embeddings(), KernelLinear)
+        torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(model(ids, logits_to_keep=1).logits, before[:, -1:], atol=1e-5, rtol=1e-5)
+    assert parameter_count(model) == count
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "factor", "problem"),
+    [
+        (32, 1.0, "in_features must be a positive multiple of 64, got 32"),
+        (64, 1.001, "self-test: its kernel is off by"),
+    ],
+)
+def test_a_head_that_no_kernel_serves_is_blocked(hidden_size: int, factor: float, problem: str) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from tokenwire.engine.kernels import native_kernels
+    from tokenwire.model.layout import BlockedHead, arrange_weights_inplace
+
+    make = native_kernels(1).linear
+    sizes = {"hidden_size": hidden_size, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=7001, **sizes)).eval()
+    reason = arrange_weights_inplace(model, lambda weight, *, bias: make(weight * factor, bias=bias))
+    assert reason.startswith(problem)
+    assert isinstance(model.get_output_embeddings(), BlockedHead)
+
+
 def test_bfloat16_and_quantized_weights_are_left_alone() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM

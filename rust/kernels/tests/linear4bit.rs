@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use std::num::NonZero;
 use std::sync::{Arc, LazyLock};
 use tokenwire_kernels::linear4bit::{Error, Weights};
-use tokenwire_kernels::{Level, Linear4Bit, ThreadPool};
+use tokenwire_kernels::{LengthError, Level, Linear4Bit, ThreadPool};
 
 static POOL: LazyLock<Arc<ThreadPool>> = LazyLock::new(|| Arc::new(ThreadPool::new(NonZero::new(3).unwrap())));
 
@@ -232,7 +232,7 @@ fn sizes_that_do_not_fit_are_refused() {
     assert_eq!(made(&|case| case.block_size = 128), length("absmax", 3, 6));
     assert_eq!(made(&|case| case.packed.truncate(5)), length("packed", 192, 5));
     assert_eq!(made(&|case| case.bias = Some(vec![0.0; 2])), length("bias", 3, 2));
-    let lengths = |x, out| Some(Error::Lengths { x, out, in_features: 128, out_features: 3 });
+    let lengths = |x, out| Some(LengthError { x, out, in_features: 128, out_features: 3 });
     let layer = case.layer(Level::Portable);
     assert_eq!(layer.forward(&[0.0; 127], &mut []).err(), lengths(127, 0));
     assert_eq!(layer.forward(&[0.0; 128], &mut [0.0; 4]).err(), lengths(128, 4));

@@ -12,10 +12,10 @@ use std::num::NonZero;
 use std::sync::Arc;
 use tokenwire_core::error::{Error, Violation};
 use tokenwire_kernels::linear4bit::Weights;
-use tokenwire_kernels::{self as kernels, Level};
+use tokenwire_kernels::{self as kernels, LengthError, Level};
 
 // Python's allocator aligns objects to 16 bytes, whatever their Rust type asks for.
-const _: () = assert!(align_of::<kernels::Linear4Bit>() <= 16);
+const _: () = assert!(align_of::<kernels::Linear4Bit>() <= 16 && align_of::<kernels::Linear>() <= 16);
 
 /// Threads that the kernels share.
 #[pyclass(frozen, module = "tokenwire._native")]
@@ -97,29 +97,80 @@ impl Linear4Bit {
         self.0.level().to_string()
     }
 
-    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
-    fn forward(
-        &self,
-        py: Python<'_>,
-        x: PyReadonlyArray2<'_, f32>,
-        mut out: PyReadwriteArray2<'_, f32>,
-    ) -> PyResult<()> {
-        let (x_rows, width) = x.as_array().dim();
-        let (out_rows, columns) = out.as_array().dim();
-        if (width, columns) != (self.0.in_features(), self.0.out_features()) || x_rows != out_rows {
-            return Err(PyValueError::new_err(format!(
-                "x [{x_rows}, {width}] and out [{out_rows}, {columns}] are not [rows, {}] and [rows, {}]",
-                self.0.in_features(),
-                self.0.out_features(),
-            )));
-        }
-        let x = contiguous("x", &x)?;
-        if !out.is_c_contiguous() {
-            return Err(PyValueError::new_err("out must be C-contiguous"));
-        }
-        let out = out.as_slice_mut().map_err(value_error)?;
-        guard(py, || Ok(self.0.forward(x, out)))?.map_err(value_error)
+    fn forward(&self, py: Python<'_>, x: PyReadonlyArray2<'_, f32>, out: PyReadwriteArray2<'_, f32>) -> PyResult<()> {
+        let layer = &self.0;
+        forward(py, x, out, (layer.in_features(), layer.out_features()), |x, out| layer.forward(x, out))
     }
+}
+
+/// A linear layer with float32 weights.
+#[pyclass(frozen, module = "tokenwire._native")]
+struct Linear(kernels::Linear);
+
+#[pymethods]
+impl Linear {
+    #[new]
+    #[pyo3(signature = (weight, *, pool, bias = None, level = None))]
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn new(
+        py: Python<'_>,
+        weight: PyReadonlyArray2<'_, f32>,
+        pool: &Bound<'_, ThreadPool>,
+        bias: Option<PyReadonlyArray1<'_, f32>>,
+        level: Option<&str>,
+    ) -> PyResult<Self> {
+        let level = level.map_or(Ok(Level::best()), str::parse).map_err(value_error)?;
+        let bias = bias.as_ref().map(|bias| contiguous("bias", bias)).transpose()?;
+        let (_, in_features) = weight.as_array().dim();
+        let weight = contiguous("weight", &weight)?;
+        let pool = pool.get().0.clone();
+        let make = || Ok(kernels::Linear::new(weight, in_features, bias, level, pool));
+        guard(py, make)?.map(Self).map_err(value_error)
+    }
+
+    #[getter]
+    fn in_features(&self) -> usize {
+        self.0.in_features()
+    }
+
+    #[getter]
+    fn out_features(&self) -> usize {
+        self.0.out_features()
+    }
+
+    #[getter]
+    fn level(&self) -> String {
+        self.0.level().to_string()
+    }
+
+    fn forward(&self, py: Python<'_>, x: PyReadonlyArray2<'_, f32>, out: PyReadwriteArray2<'_, f32>) -> PyResult<()> {
+        let layer = &self.0;
+        forward(py, x, out, (layer.in_features(), layer.out_features()), |x, out| layer.forward(x, out))
+    }
+}
+
+/// Checks that `x` and `out` fit a layer of `shape` (values of an input row, of an output row), and computes.
+#[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+fn forward(
+    py: Python<'_>,
+    x: PyReadonlyArray2<'_, f32>,
+    mut out: PyReadwriteArray2<'_, f32>,
+    shape: (usize, usize),
+    layer: impl FnOnce(&[f32], &mut [f32]) -> Result<(), LengthError> + Send,
+) -> PyResult<()> {
+    let ((x_rows, width), (out_rows, columns)) = (x.as_array().dim(), out.as_array().dim());
+    if (width, columns) != shape || x_rows != out_rows {
+        let (in_features, out_features) = shape;
+        return Err(PyValueError::new_err(format!(
+            "x [{x_rows}, {width}] and out [{out_rows}, {columns}] are not [rows, {in_features}] and [rows, {out_features}]"
+        )));
+    }
+    let x = contiguous("x", &x)?;
+    if !out.is_c_contiguous() {
+        return Err(PyValueError::new_err("out must be C-contiguous"));
+    }
+    let out = out.as_slice_mut().map_err(value_error)?;
+    guard(py, || Ok(layer(x, out)))?.map_err(value_error)
 }
 
 /// Names of the levels of vector instructions that this CPU has, from the least to the best.
@@ -146,5 +197,6 @@ fn value_error(error: impl Display) -> PyErr {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<ThreadPool>()?;
     module.add_class::<Linear4Bit>()?;
+    module.add_class::<Linear>()?;
     module.add_function(wrap_pyfunction!(kernel_levels, module)?)
 }

@@ -1,7 +1,6 @@
 """Loads the model of the service, with the runner and the sampler around it. The only place that imports both sides."""
 
 from collections.abc import Callable
-from functools import partial
 
 import msgspec
 
@@ -20,22 +19,23 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     progress("importing")
     # Here and not above: these take seconds. The process must hear of the front's end meanwhile, and a wrong path be
     # refused before.
-    keep_openmp_spin_short()
+    if start.model.quantize in ("nf4", "fp4") and start.engine.forward_kernels != "off":
+        keep_openmp_spin_short()
     import torch
 
-    from tokenwire._native import Linear4Bit, Sampler, ThreadPool, Tokenizer
+    from tokenwire._native import Sampler, Tokenizer
     from tokenwire.engine.draft_model import DraftModel
     from tokenwire.engine.generations import beam_search_factory, generation_factory
+    from tokenwire.engine.kernels import native_kernels
     from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
-    pool = ThreadPool(threads=start.engine.threads or usable_cores())
-    make_kernel = partial(Linear4Bit, pool=pool)
-    draft = load_draft(start.model, start.engine, loaded, progress, make_kernel=make_kernel)
+    kernels = native_kernels(start.engine.threads or usable_cores())
+    draft = load_draft(start.model, start.engine, loaded, progress, kernels=kernels)
     beside = () if draft is None else draft.shapes
-    runner = make_runner(loaded, start.engine, progress, make_kernel=make_kernel, beside=beside)
+    runner = make_runner(loaded, start.engine, progress, kernels=kernels, beside=beside)
     draft_model = None
     if draft is not None:
         draft_runner = make_draft_runner(draft, runner)

@@ -14,9 +14,9 @@ import torch
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
+from tokenwire.model.kernels import Kernels
 from tokenwire.model.kv_cache import KVCache, LayerShape
 from tokenwire.model.layers import prepare_layers_inplace
-from tokenwire.model.linear4bit import MakeKernel
 from tokenwire.model.loader import LoadedModel, load
 from tokenwire.model.padded import PaddedRunner
 from tokenwire.model.paged import PagedRunner
@@ -37,12 +37,12 @@ def load_draft(
     target: LoadedModel,
     progress: Callable[[str], None],
     *,
-    make_kernel: MakeKernel | None = None,
+    kernels: Kernels | None = None,
 ) -> LoadedDraft | None:
     """Load ``config.draft_model`` with the device, dtype and quantization of the served model ``target``.
 
     None where none is configured. ModelLoadError where it cannot be loaded, has another tokenizer, or cannot run on the
-    paged path. ``make_kernel`` as for `runner.make_runner`.
+    paged path. ``kernels`` as for `runner.make_runner`.
     """
     if config.draft_model is None:
         return None
@@ -50,7 +50,7 @@ def load_draft(
     # The context is the served model's to bound: sequences longer than the draft model's own get no drafts.
     loaded = load(own, replace(engine, max_context=None), progress=progress)
     _check_same_vocabulary(loaded, target)
-    prepare_layers_inplace(loaded, engine, progress, make_kernel)
+    prepare_layers_inplace(loaded, engine, progress, kernels)
     progress("checking the draft model")
     try:
         shapes = open_paged_path(loaded.model, loaded.vocab_size, quantization=loaded.quantization)

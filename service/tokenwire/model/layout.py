@@ -59,7 +59,7 @@ def arrange_weights_inplace(model: PreTrainedModel, progress: Callable[[str], No
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
-    _replace(model, lambda module: PackedLinear(module) if _is_plain(module) else None)
+    _replace(model, lambda module: PackedLinear(module) if is_plain(module) else None)
     token = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
     try:
         model(input_ids=token, use_cache=False)
@@ -78,7 +78,8 @@ def _replace(model: PreTrainedModel, replacement: Callable[[torch.nn.Module], to
             setattr(model.get_submodule(parent), child, new)
 
 
-def _is_plain(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+def is_plain(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether a module is a float32 linear layer on the CPU that may be replaced."""
     # Subclasses (quantized layers) have layouts of their own, and hooks (accelerate's, of a split model) expect theirs.
     if type(module) is not torch.nn.Linear or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
         return False

@@ -5,73 +5,12 @@ bfloat16). The kernels come from outside as a function, so this layer stays with
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-_TOLERANCE = 1e-5
-"""Largest relative L2 error against bitsandbytes: the order of a float32 sum explains about 1e-6."""
-_TEST_ROWS = 5
-"""Rows of the check: enough to reach each way in which a kernel serves a number of rows."""
-
-
-class Kernel(Protocol):
-    """A linear layer on packed weights; `_native.Linear4Bit` is one."""
-
-    @property
-    def level(self) -> str:
-        """The vector instructions it uses."""
-
-    def forward(self, x: NDArray[np.float32], out: NDArray[np.float32]) -> None:
-        """Write the product of ``x`` ``[rows, in_features]`` to ``out`` ``[rows, out_features]``, C-contiguous both."""
-
-
-class MakeKernel(Protocol):
-    """Makes a kernel of bitsandbytes' arrays, each flat; ValueError says why it cannot."""
-
-    def __call__(
-        self,
-        packed: NDArray[np.uint8],
-        absmax: NDArray[np.float32],
-        code: NDArray[np.float32],
-        *,
-        block_size: int,
-        in_features: int,
-        out_features: int,
-        bias: NDArray[np.float32] | None,
-    ) -> Kernel:
-        """``packed`` holds two codes a byte, ``absmax`` a scale per ``block_size`` codes, ``code`` their 16 numbers."""
-
-
-class KernelLinear(torch.nn.Module):
-    """A linear layer whose weights only its kernel has. float32 inside; takes and gives the type of its input."""
-
-    def __init__(self, kernel: Kernel, *, in_features: int, out_features: int, has_bias: bool) -> None:
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.parameter_count = in_features * out_features + has_bias * out_features
-        """Weights and biases in the kernel."""
-        self.weight = torch.empty(0, dtype=torch.uint8)
-        """Empty: some architectures ask a linear layer's weight for its type or device."""
-        self._kernel = kernel
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """``hidden`` is ``[..., in_features]``; the result ``[..., out_features]``."""
-        # Shapes are handled in numpy: a step calls this hundreds of times, and torch takes some 8 us for the same.
-        x = (hidden if hidden.dtype == torch.float32 else hidden.to(torch.float32)).detach().numpy()
-        result = np.empty((*x.shape[:-1], self.out_features), np.float32)
-        rows = np.ascontiguousarray(x.reshape(-1, self.in_features))
-        self._kernel.forward(rows, result.reshape(-1, self.out_features))
-        output = torch.from_numpy(result)
-        return output if hidden.dtype == torch.float32 else output.to(hidden.dtype)
-
-    def extra_repr(self) -> str:
-        """What ``print(model)`` shows."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, level={self._kernel.level}"
+from tokenwire.model.kernels import KernelLinear, MakeLinear4Bit, check, random_rows
 
 
 @dataclass(slots=True)
@@ -94,7 +33,7 @@ class Replacement:
 
 
 @torch.inference_mode()
-def use_kernels_inplace(model: PreTrainedModel, make_kernel: MakeKernel) -> Replacement:
+def use_kernels_inplace(model: PreTrainedModel, make_kernel: MakeLinear4Bit) -> Replacement:
     """Put a `KernelLinear` in the place of each 4-bit layer that one can stand for, and let the old weights go.
 
     Each is compared with bitsandbytes on random input first; a layer that differs, or has what the kernels cannot do,
@@ -105,7 +44,6 @@ def use_kernels_inplace(model: PreTrainedModel, make_kernel: MakeKernel) -> Repl
         return outcome
     from bitsandbytes.nn.modules import Linear4bit
 
-    generator = torch.Generator().manual_seed(0)
     made: dict[torch.nn.Module, KernelLinear] = {}
     for path, parent in list(model.named_modules()):
         # Not named_children, which leaves out a layer's second name.
@@ -114,7 +52,7 @@ def use_kernels_inplace(model: PreTrainedModel, make_kernel: MakeKernel) -> Repl
                 continue
             if linear not in made:
                 try:
-                    layer, level = _replacement(linear, make_kernel, generator)
+                    layer, level = _replacement(linear, make_kernel)
                 except ValueError as error:
                     outcome.kept.append(f"{path}.{name}: {error}".removeprefix("."))
                     continue
@@ -124,7 +62,7 @@ def use_kernels_inplace(model: PreTrainedModel, make_kernel: MakeKernel) -> Repl
     return outcome
 
 
-def _replacement(linear: Any, make_kernel: MakeKernel, generator: torch.Generator) -> tuple[KernelLinear, str]:
+def _replacement(linear: Any, make_kernel: MakeLinear4Bit) -> tuple[KernelLinear, str]:
     """The layer that computes what ``linear`` does, and its level; ValueError says why there is none."""
     from bitsandbytes.autograd._functions import matmul_4bit
     from bitsandbytes.functional import dequantize_blockwise
@@ -157,17 +95,10 @@ def _replacement(linear: Any, make_kernel: MakeKernel, generator: torch.Generato
         out_features=linear.out_features,
         bias=None if bias is None else bias.detach().to(torch.float32).numpy(),
     )
-    layer = KernelLinear(
-        kernel, in_features=linear.in_features, out_features=linear.out_features, has_bias=bias is not None
-    )
-    rows = torch.randn(_TEST_ROWS, linear.in_features, generator=generator)
-    expected = matmul_4bit(rows, weight, quant_state=state, bias=None if bias is None else bias.to(torch.float32))
-    error = float(torch.linalg.vector_norm(layer(rows) - expected))
-    size = float(torch.linalg.vector_norm(expected))
-    # Weights that are all zero leave nothing to divide by.
-    error = error / size if size else error
-    if not error <= _TOLERANCE:  # NaN is a failure too
-        raise ValueError(f"self-test: its kernel differs from bitsandbytes by {error:.2g} (at most {_TOLERANCE:g})")
+    parameter_count = state.shape.numel() + (0 if bias is None else bias.numel())
+    layer = KernelLinear(kernel, parameter_count=parameter_count)
+    rows = random_rows(linear.in_features)
+    check(layer, rows, matmul_4bit(rows, weight, quant_state=state, bias=None if bias is None else bias.float()))
     # The weight refers back to its layer: without this both would wait for the garbage collector.
     weight.module = None
     return layer, kernel.level

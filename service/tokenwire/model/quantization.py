@@ -7,7 +7,7 @@ import torch
 
 from tokenwire.config import ModelConfig
 from tokenwire.errors import ModelLoadError
-from tokenwire.model.linear4bit import KernelLinear
+from tokenwire.model.kernels import KernelLinear
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,9 +7,9 @@ import torch
 from tokenwire.config import EngineConfig
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
+from tokenwire.model.kernels import Kernels
 from tokenwire.model.kv_cache import KVCache, LayerShape, choose_num_blocks
 from tokenwire.model.layers import prepare_layers_inplace
-from tokenwire.model.linear4bit import MakeKernel
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
@@ -21,20 +21,20 @@ def make_runner(
     engine: EngineConfig,
     progress: Callable[[str], None],
     *,
-    make_kernel: MakeKernel | None = None,
+    kernels: Kernels | None = None,
     beside: Sequence[LayerShape] = (),
 ) -> PagedRunner | PaddedRunner:
     """The runner for ``loaded``: paged if the gate opens, else padded, with the reason. Sets torch's thread count.
 
     ``forward_path`` and ``forward_path_reason`` of the result say which and why. ModelLoadError when the KV cache does
     not fit. A cache that holds less than one context lowers ``context_length`` to what it holds, with a line through
-    ``progress``: so whatever respects the context can always run alone. ``make_kernel`` serves the linear layers that
-    are quantized to 4 bits; None, or ``forward_kernels`` off, leaves them to bitsandbytes. ``beside``: what another
-    model, the draft model, caches per token; the memory of the KV cache holds as many tokens for both.
+    ``progress``: so whatever respects the context can always run alone. ``kernels`` serve 4-bit linear layers on the
+    CPU; None, or ``forward_kernels`` off, leaves them to bitsandbytes. ``beside``: what another model, the draft model,
+    caches per token; the memory of the KV cache holds as many tokens for both.
     """
     torch.set_num_threads(engine.threads or usable_cores())
     try:
-        return _make_runner(loaded, engine, progress, make_kernel, beside)
+        return _make_runner(loaded, engine, progress, kernels, beside)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelLoadError(
             f"{loaded.path}: out of memory while the KV cache was set up; lower kv_cache_memory"
@@ -45,13 +45,13 @@ def _make_runner(
     loaded: LoadedModel,
     engine: EngineConfig,
     progress: Callable[[str], None],
-    make_kernel: MakeKernel | None,
+    kernels: Kernels | None,
     beside: Sequence[LayerShape],
 ) -> PagedRunner | PaddedRunner:
     model, vocab_size = loaded.model, loaded.vocab_size
-    kernels = prepare_layers_inplace(loaded, engine, progress, make_kernel)
-    if kernels:
-        kernels = f"; {kernels}"
+    on_kernels = prepare_layers_inplace(loaded, engine, progress, kernels)
+    if on_kernels:
+        on_kernels = f"; {on_kernels}"
     reason = ""
     if engine.forward_path == "padded":
         reason = "forward_path is set to padded"
@@ -74,7 +74,7 @@ def _make_runner(
     if not reason:
         cache = KVCache(shapes, num_blocks, engine.block_size)
         return PagedRunner(
-            model, cache, vocab_size=vocab_size, context_length=context_length, reason=f"self-test passed{kernels}"
+            model, cache, vocab_size=vocab_size, context_length=context_length, reason=f"self-test passed{on_kernels}"
         )
     progress(f"padded forward: {reason}")
     return PaddedRunner(
@@ -84,5 +84,5 @@ def _make_runner(
         num_blocks=num_blocks,
         block_size=engine.block_size,
         keeps_plain_cache=keeps_plain_cache,
-        reason=f"{reason}{kernels}",
+        reason=f"{reason}{on_kernels}",
     )

@@ -1,7 +1,8 @@
 //! Weights in the order in which the kernels read them.
 
-use super::{BLOCK, GROUP, Weights};
+use super::Weights;
 use crate::Level;
+use crate::product::{BLOCK, GROUP, Shape};
 
 /// Where each column of a group stands among the 32 bytes of two input features; a permutation.
 pub type Places = [usize; GROUP];
@@ -52,26 +53,13 @@ pub enum Error {
     /// The CPU lacks the instructions.
     #[error("this CPU has no {0} instructions")]
     Level(Level),
-    /// Input and output do not hold the same number of whole rows.
-    #[error("{x} input and {out} output values are not rows of {in_features} and {out_features}")]
-    Lengths {
-        /// Values of the input.
-        x: usize,
-        /// Values of the output.
-        out: usize,
-        /// Values of an input row.
-        in_features: usize,
-        /// Values of an output row.
-        out_features: usize,
-    },
 }
 
 /// A whole matrix. The last group is filled up with columns of scale zero.
 #[derive(Debug)]
 pub struct Packed {
     blocks: Vec<Block>,
-    in_features: usize,
-    out_features: usize,
+    pub shape: Shape,
 }
 
 impl Packed {
@@ -93,10 +81,11 @@ impl Packed {
         if let Some(bias) = bias {
             check_length("bias", out_features, bias.len())?;
         }
-        let blocks_per_group = in_features / BLOCK;
+        let shape = Shape { in_features, out_features };
+        let blocks_per_group = shape.blocks();
         let (rows, _) = packed.as_chunks::<{ BLOCK / 2 }>();
         let empty = Block { codes: [[0; GROUP]; BLOCK / 2], scales: [0.0; GROUP] };
-        let mut blocks = vec![empty; out_features.div_ceil(GROUP) * blocks_per_group];
+        let mut blocks = vec![empty; shape.groups() * blocks_per_group];
         for (index, block) in blocks.iter_mut().enumerate() {
             let (group, number) = (index / blocks_per_group, index % blocks_per_group);
             let columns = group * GROUP..out_features.min((group + 1) * GROUP);
@@ -109,29 +98,16 @@ impl Packed {
                 *scale = absmax[piece * BLOCK / block_size];
             }
         }
-        Ok(Self { blocks, in_features, out_features })
-    }
-
-    pub fn in_features(&self) -> usize {
-        self.in_features
-    }
-
-    pub fn out_features(&self) -> usize {
-        self.out_features
-    }
-
-    /// Number of groups.
-    pub fn groups(&self) -> usize {
-        self.out_features.div_ceil(GROUP)
+        Ok(Self { blocks, shape })
     }
 
     /// The blocks of a group, from the first input feature on.
     pub fn group(&self, index: usize) -> &[Block] {
-        let count = self.in_features / BLOCK;
+        let count = self.shape.blocks();
         &self.blocks[index * count..][..count]
     }
 }
 
-fn check_length(name: &'static str, expected: usize, got: usize) -> Result<(), Error> {
+pub fn check_length(name: &'static str, expected: usize, got: usize) -> Result<(), Error> {
     if expected == got { Ok(()) } else { Err(Error::Length { name, expected, got }) }
 }

@@ -10,9 +10,10 @@
 
 #![allow(unsafe_code)]
 
-use super::packed::{Block, Places};
-use super::{GROUP, Panel, Place, Tile, Totals};
+use super::{DensePanel, ONES, Panel};
 use crate::Level;
+use crate::linear4bit::packed::{Block, Places};
+use crate::product::{GROUP, Place, Tile, Totals};
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_and_si256, _mm256_castsi256_ps, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
     _mm256_set1_epi8, _mm256_set1_ps, _mm256_setzero_ps, _mm256_shuffle_epi8, _mm256_srli_epi16, _mm256_storeu_ps,
@@ -55,6 +56,13 @@ impl Kernel {
         // SAFETY: a Kernel exists only where AVX2 and FMA are available.
         unsafe { run(&self.0, panel) }
     }
+
+    // Takes the kernel as the proof of the instructions.
+    #[allow(clippy::unused_self)]
+    pub fn run_dense(&self, panel: DensePanel<'_>) {
+        // SAFETY: as above.
+        unsafe { run_dense(panel) }
+    }
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -65,19 +73,36 @@ fn run(tables: &Tables, panel: Panel<'_>) {
         let place = Place { x, count: blocks.len(), number };
         // The split leaves no single row for `multiply`, whose few sums would wait for each other; and three rows in the
         // decoder would need more registers than there are.
-        let mut done = match rows {
+        let done = match rows {
             0 => 0,
             1 => decode_and_multiply::<1, false>(tables, block, place, totals, tile),
             2 => decode_and_multiply::<2, false>(tables, block, place, totals, tile),
             _ if rows.is_multiple_of(3) => decode_and_multiply::<1, true>(tables, block, place, totals, tile),
             _ => decode_and_multiply::<2, true>(tables, block, place, totals, tile),
         };
-        while rows - done >= 3 {
-            done += multiply::<3>(tile, block, place, &mut totals[done..], done);
-        }
-        if rows - done == 2 {
-            multiply::<2>(tile, block, place, &mut totals[done..], done);
-        }
+        multiply_rows(tile, &block.scales, place, totals, done);
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+fn run_dense(panel: DensePanel<'_>) {
+    let DensePanel { tiles, x, totals } = panel;
+    for (number, tile) in tiles.iter().enumerate() {
+        multiply_rows(tile, &ONES, Place { x, count: tiles.len(), number }, totals, 0);
+    }
+}
+
+/// All rows from `first` on, with the numbers in `tile`; a single one only where there is no other.
+#[target_feature(enable = "avx2,fma")]
+fn multiply_rows(tile: &Tile, scales: &[f32; GROUP], place: Place<'_>, totals: &mut [Totals], first: usize) {
+    let mut done = first;
+    while done < totals.len() {
+        let left = &mut totals[done..];
+        done += match left.len() {
+            1 => multiply::<1>(tile, scales, place, left, done),
+            2 | 4 => multiply::<2>(tile, scales, place, left, done),
+            _ => multiply::<3>(tile, scales, place, left, done),
+        };
     }
 }
 
@@ -109,7 +134,7 @@ fn decode_and_multiply<const R: usize, const KEEP: bool>(
             }
         }
     }
-    add_scaled(sums, block, totals);
+    add_scaled(sums, &block.scales, totals);
     R
 }
 
@@ -117,7 +142,7 @@ fn decode_and_multiply<const R: usize, const KEEP: bool>(
 #[target_feature(enable = "avx2,fma")]
 fn multiply<const R: usize>(
     Tile(tile): &Tile,
-    block: &Block,
+    scales: &[f32; GROUP],
     place: Place<'_>,
     totals: &mut [Totals],
     first: usize,
@@ -138,7 +163,7 @@ fn multiply<const R: usize>(
             }
         }
     }
-    add_scaled(sums, block, totals);
+    add_scaled(sums, scales, totals);
     R
 }
 
@@ -172,8 +197,8 @@ fn add_products(sums: &mut [__m256; VECTORS], x: f32, weights: [__m256; VECTORS]
 /// Adds the sums of a block, scaled, to the totals of their rows.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn add_scaled<const R: usize>(sums: [[__m256; VECTORS]; R], block: &Block, totals: &mut [Totals]) {
-    let scales = load(&block.scales);
+fn add_scaled<const R: usize>(sums: [[__m256; VECTORS]; R], scales: &[f32; GROUP], totals: &mut [Totals]) {
+    let scales = load(scales);
     for (sums, Totals(totals)) in sums.into_iter().zip(totals) {
         let mut results = load(totals);
         for ((result, sum), scale) in results.iter_mut().zip(sums).zip(scales) {

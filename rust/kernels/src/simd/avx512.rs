@@ -8,9 +8,10 @@
 
 #![allow(unsafe_code)]
 
-use super::packed::Block;
-use super::{BLOCK, GROUP, Panel, Place, Tile, Totals};
+use super::{DensePanel, ONES, Panel};
 use crate::Level;
+use crate::linear4bit::packed::Block;
+use crate::product::{BLOCK, GROUP, Place, Tile, Totals};
 use std::arch::x86_64::{
     __m128i, __m512, __m512i, _mm_loadu_si128, _mm512_cvtepu8_epi32, _mm512_fmadd_ps, _mm512_loadu_ps,
     _mm512_permutexvar_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_srli_epi32, _mm512_storeu_ps,
@@ -35,6 +36,13 @@ impl Kernel {
         // SAFETY: a Kernel exists only where AVX512F is available.
         unsafe { run(&self.0, panel) }
     }
+
+    // Takes the kernel as the proof of the instructions.
+    #[allow(clippy::unused_self)]
+    pub fn run_dense(&self, panel: DensePanel<'_>) {
+        // SAFETY: as above.
+        unsafe { run_dense(panel) }
+    }
 }
 
 #[target_feature(enable = "avx512f")]
@@ -43,7 +51,7 @@ fn run(table: &[f32; LANES], panel: Panel<'_>) {
     let rows = totals.len();
     for (number, block) in blocks.iter().enumerate() {
         let place = Place { x, count: blocks.len(), number };
-        let mut done = match rows {
+        let done = match rows {
             0 => 0,
             1 => decode_and_multiply::<1, false>(table, block, place, totals, tile),
             2 => decode_and_multiply::<2, false>(table, block, place, totals, tile),
@@ -51,15 +59,30 @@ fn run(table: &[f32; LANES], panel: Panel<'_>) {
             4 => decode_and_multiply::<4, false>(table, block, place, totals, tile),
             _ => decode_and_multiply::<4, true>(table, block, place, totals, tile),
         };
-        while done < rows {
-            let totals = &mut totals[done..];
-            done += match rows - done {
-                1 => multiply::<1>(tile, block, place, totals, done),
-                2..4 => multiply::<2>(tile, block, place, totals, done),
-                4..8 => multiply::<4>(tile, block, place, totals, done),
-                _ => multiply::<8>(tile, block, place, totals, done),
-            };
-        }
+        multiply_rows(tile, &block.scales, place, totals, done);
+    }
+}
+
+#[target_feature(enable = "avx512f")]
+fn run_dense(panel: DensePanel<'_>) {
+    let DensePanel { tiles, x, totals } = panel;
+    for (number, tile) in tiles.iter().enumerate() {
+        multiply_rows(tile, &ONES, Place { x, count: tiles.len(), number }, totals, 0);
+    }
+}
+
+/// All rows from `first` on, with the numbers in `tile`.
+#[target_feature(enable = "avx512f")]
+fn multiply_rows(tile: &Tile, scales: &[f32; GROUP], place: Place<'_>, totals: &mut [Totals], first: usize) {
+    let mut done = first;
+    while done < totals.len() {
+        let left = &mut totals[done..];
+        done += match left.len() {
+            1 => multiply::<1>(tile, scales, place, left, done),
+            2..4 => multiply::<2>(tile, scales, place, left, done),
+            4..8 => multiply::<4>(tile, scales, place, left, done),
+            _ => multiply::<8>(tile, scales, place, left, done),
+        };
     }
 }
 
@@ -94,7 +117,7 @@ fn decode_and_multiply<const R: usize, const KEEP: bool>(
             }
         }
     }
-    add_scaled(sums, block, totals);
+    add_scaled(sums, &block.scales, totals);
     R
 }
 
@@ -102,7 +125,7 @@ fn decode_and_multiply<const R: usize, const KEEP: bool>(
 #[target_feature(enable = "avx512f")]
 fn multiply<const R: usize>(
     Tile(tile): &Tile,
-    block: &Block,
+    scales: &[f32; GROUP],
     place: Place<'_>,
     totals: &mut [Totals],
     first: usize,
@@ -115,7 +138,7 @@ fn multiply<const R: usize>(
             add_products(sums, x[feature], weights);
         }
     }
-    add_scaled(sums, block, totals);
+    add_scaled(sums, scales, totals);
     R
 }
 
@@ -131,8 +154,8 @@ fn add_products(sums: &mut [__m512; VECTORS], x: f32, weights: [__m512; VECTORS]
 /// Adds the sums of a block, scaled, to the totals of their rows.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn add_scaled<const R: usize>(sums: [[__m512; VECTORS]; R], block: &Block, totals: &mut [Totals]) {
-    let scales = load(&block.scales);
+fn add_scaled<const R: usize>(sums: [[__m512; VECTORS]; R], scales: &[f32; GROUP], totals: &mut [Totals]) {
+    let scales = load(scales);
     for (sums, Totals(totals)) in sums.into_iter().zip(totals) {
         let mut results = load(totals);
         for ((result, sum), scale) in results.iter_mut().zip(sums).zip(scales) {

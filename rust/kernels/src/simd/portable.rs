@@ -1,7 +1,8 @@
 //! The kernel in plain Rust: each block is decoded once, then multiplied with every row in loops that vectorize.
 
-use super::packed::Block;
-use super::{BLOCK, GROUP, Panel, Tile, Totals};
+use super::{DensePanel, ONES, Panel};
+use crate::linear4bit::packed::Block;
+use crate::product::{BLOCK, GROUP, Tile, Totals};
 
 /// The two numbers that a byte of codes stands for.
 #[derive(Debug)]
@@ -19,6 +20,15 @@ pub fn run(table: &Table, panel: Panel<'_>) {
         decode(table, block, tile);
         for (Totals(totals), x) in totals.iter_mut().zip(x.chunks_exact(blocks.len())) {
             add_product(&x[number], tile, &block.scales, totals);
+        }
+    }
+}
+
+pub fn run_dense(panel: DensePanel<'_>) {
+    let DensePanel { tiles, x, totals } = panel;
+    for (number, tile) in tiles.iter().enumerate() {
+        for (Totals(totals), x) in totals.iter_mut().zip(x.chunks_exact(tiles.len())) {
+            add_product(&x[number], tile, &ONES, totals);
         }
     }
 }
