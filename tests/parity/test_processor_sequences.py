@@ -40,7 +40,7 @@ def draw(rng: random.Random) -> dict[str, Any]:
         "allowed_token_ids": tuple(rng.sample(range(VOCAB), 60)),
         "forced_bos_token_id": rng.randrange(VOCAB),
         "min_new_tokens": rng.randint(1, LENGTH),
-        "min_length": rng.randint(1, LENGTH + 6),
+        "min_length": rng.randint(1, LENGTH),
         "forced_eos_token_ids": (rng.randrange(VOCAB),),
         "exponential_decay_length_penalty": (rng.randint(0, 6), rng.uniform(1.0, 1.6)),
         "remove_invalid_values": True,
