@@ -30,6 +30,8 @@ SECTIONS = [
     Section("generation", "Generation through the service, beside transformers.generate"),
     Section("forward", "The forward pass alone, beside transformers.generate"),
     Section("sampler", "The sampler per row, beside transformers' processors"),
+    Section("pipeline", "What settings cost the sampler"),
+    Section("strategies", "Beams beside sampled sequences, and prompt lookup beside plain decoding"),
     Section("text", "Text, beside the tokenizers package"),
     Section("engine_overhead", "The engine's own time per step, with a model that does nothing"),
     Section("front", "Streamed messages through the front, with an engine that does nothing"),

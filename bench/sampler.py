@@ -9,7 +9,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,14 @@ def cpu() -> str:
     return f"{stripped.get('model name', platform.processor() or platform.machine())} ({', '.join(extensions) or '?'})"
 
 
-def make_generation(vocab_size: int, settings: dict[str, Any]) -> _native.Generation:
+def make_generation(
+    vocab_size: int, settings: dict[str, Any], prompt_ids: Sequence[int] = (1, 2, 3)
+) -> _native.Generation:
     model = {"type": "WordLevel", "vocab": {f"w{index}": index for index in range(1000)}, "unk_token": "w0"}
     tokenizer = _native.Tokenizer.from_json(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
     return _native.Generation(
         tokenizer,
-        [1, 2, 3],
+        prompt_ids,
         _native.SamplingParams(vocab_size=vocab_size, **settings),
         _native.StoppingParams(vocab_size=vocab_size, max_new_tokens=10**9),
     )
