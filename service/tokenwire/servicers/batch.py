@@ -13,7 +13,7 @@ from tokenwire.servicers.pitfalls import prompt_notes
 from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_of
 from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_of, output_of
+from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_for, output_of
 
 
 class Batch:
@@ -45,7 +45,7 @@ class Batch:
         )
         violations.check()
         check_supported(overrides, self._served.info)
-        num_rows = num_rows_of(overrides, self._served.info.defaults)
+        num_rows = num_rows_for(overrides, self._served.info.defaults)
         window = asyncio.Semaphore(max(1, 2 * self._served.max_running // num_rows))
         try:
             async with asyncio.TaskGroup() as group:
