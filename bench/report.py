@@ -1,9 +1,8 @@
-"""What every measurement shares: the machine's description, medians, Markdown tables."""
+"""What every measurement shares: the machine's description, Markdown tables."""
 
 import os
 import platform
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -22,11 +21,6 @@ def cpu_features() -> str:
     wanted = ["avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"]
     have = [flag for flag in wanted if flag in flags]
     return f"{len(os.sched_getaffinity(0))} cores, {name}, {' '.join(have) or 'no vector extensions listed'}"
-
-
-def median_of(measure: Callable[[], float], rounds: int) -> float:
-    """The median of ``rounds`` calls of ``measure``."""
-    return statistics.median(measure() for _ in range(rounds))
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

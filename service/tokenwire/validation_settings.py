@@ -15,7 +15,7 @@ from tokenwire.convert_settings import EARLY_STOPPING, SEEDING_SCHEMES, override
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.engine.ranges import out_of_range
 from tokenwire.engine.resolution import Circumstances, Note, Resolution, chosen, resolve
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
+from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, num_rows_of
 from tokenwire.errors import InvalidRequestError, UnsupportedError, Violation
 from tokenwire.v1 import generation_pb2
 from tokenwire.validation import Bounds, Verbatim, Violations, flag, shorten, within
@@ -223,10 +223,10 @@ def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bou
     return Resolved(settings, resolution.notes, resolution.length_is_default)
 
 
-def num_rows_of(overrides: GenerationOverrides, defaults: GenerationOverrides) -> int:
-    """Rows of a batch that a request with these valid settings takes."""
-    rows: int = max(chosen(overrides, defaults, name, 1) for name in ("num_beams", "num_return_sequences"))
-    return rows if chosen(overrides, defaults, "guidance_scale", 1.0) == 1 else 2 * rows
+def num_rows_for(overrides: GenerationOverrides, defaults: GenerationOverrides) -> int:
+    """Rows of a batch that a request with these valid settings takes, before its prompt is known."""
+    names = ("num_beams", "num_return_sequences", "guidance_scale")
+    return num_rows_of(*(chosen(overrides, defaults, name, 1) for name in names))
 
 
 def circumstances_of(bounds: Bounds, shape: Shape) -> Circumstances:

@@ -2,7 +2,6 @@
 
 import json
 import os
-from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from types import SimpleNamespace
@@ -344,9 +343,3 @@ def assert_equal_to_transformers(case: Case) -> None:
         return
     atol = 1e-5 * max(1.0, abs(case.guidance_scale))
     np.testing.assert_allclose(got[expected], want[expected], rtol=1e-5, atol=atol, err_msg=repr(case))
-
-
-def some_choice(case: Case, forbidden: Iterable[int] = ()) -> bool:
-    """Whether a token is left when these are not."""
-    gone = {*case.suppress_tokens, *case.begin_suppress_tokens, *case.eos_token_ids, *forbidden}
-    return any(np.isfinite(value) and token not in gone for token, value in enumerate(case.logits))

@@ -26,6 +26,19 @@ pub enum FinishReason {
     Length,
 }
 
+impl FinishReason {
+    /// Whether and why `token` ends a sequence.
+    pub(crate) fn by_token(stopping: &StoppingParams, token: u32) -> Option<Self> {
+        if stopping.eos_token_ids.contains(&token) {
+            Some(Self::Eos(token))
+        } else if stopping.stop_token_ids.contains(&token) {
+            Some(Self::StopToken(token))
+        } else {
+            None
+        }
+    }
+}
+
 /// Why a step gave a sequence no token, and so ended it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
@@ -195,7 +208,7 @@ impl Generation {
         self.detokenizer.push(token, &mut self.piece);
         self.leave_out_given_text();
         let mut matched = self.matcher.push(&self.piece, &mut text);
-        let by_token = self.finish_by_token(token);
+        let by_token = FinishReason::by_token(&self.stopping, token);
         let is_full = self.history.generated().len() >= self.stopping.max_new_tokens;
         if matched.is_some() || by_token.is_some() || is_full {
             matched = matched.or(self.flush(&mut text));
@@ -228,16 +241,6 @@ impl Generation {
     pub fn abandon(&mut self) -> Emission {
         self.is_finished = true;
         Emission { token: Err(StepError::Internal), text: String::new(), finish: None, logprobs: None }
-    }
-
-    fn finish_by_token(&self, token: u32) -> Option<FinishReason> {
-        if self.stopping.eos_token_ids.contains(&token) {
-            Some(FinishReason::Eos(token))
-        } else if self.stopping.stop_token_ids.contains(&token) {
-            Some(FinishReason::StopToken(token))
-        } else {
-            None
-        }
     }
 
     /// Takes what the prompt ends with off the front of the answer.

@@ -1,9 +1,9 @@
 //! Beam search for Python.
 
-use crate::errors::guard;
+use crate::errors::{guard, value_error};
 use crate::ids::{Ids, Integer};
 use crate::params::{SamplingParams, StoppingParams};
-use crate::sampling::{LogitsArray, finish_reason, stop_string, stop_token_id, value_error};
+use crate::sampling::{LogitsArray, finish_reason, stop_string, stop_token_id};
 use crate::text::Tokenizer;
 use numpy::ndarray;
 use pyo3::exceptions::PyValueError;

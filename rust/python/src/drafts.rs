@@ -3,7 +3,6 @@
 use crate::errors::{guard, to_py};
 use crate::ids::{Ids, Integer};
 use pyo3::prelude::*;
-use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::lookup;
 use tokenwire_core::params::checked_ids;
 
@@ -17,15 +16,8 @@ impl PromptLookup {
     #[pyo3(signature = (token_ids, *, max_ngram))]
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn new(py: Python<'_>, token_ids: Ids, max_ngram: Integer) -> PyResult<Self> {
-        let longest = usize::try_from(max_ngram.0).ok().filter(|&longest| longest >= 1);
-        let longest = longest.ok_or_else(|| {
-            to_py(Error::InvalidParameters(vec![Violation {
-                field: "max_matching_ngram_size".to_owned(),
-                rule: "must be at least 1".to_owned(),
-                value: max_ngram.0.to_string(),
-            }]))
-        })?;
-        guard(py, || Ok(lookup::PromptLookup::new(&checked(&token_ids)?, longest))).map(Self)
+        let longest = max_ngram.at_least_one("max_matching_ngram_size")?;
+        guard(py, || Ok(lookup::PromptLookup::new(&checked(&token_ids)?, longest.get()))).map(Self)
     }
 
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.

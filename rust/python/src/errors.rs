@@ -3,6 +3,7 @@
 use pyo3::create_exception;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use tokenwire_core::error::{Error, Result};
 
@@ -25,6 +26,11 @@ pub fn to_py(error: Error) -> PyErr {
             }
         }),
     }
+}
+
+/// A `ValueError` with the error's text.
+pub fn value_error(error: impl Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
 }
 
 /// Runs `work` without the GIL; its errors become exceptions, a panic in it a `RuntimeError`.

@@ -1,8 +1,11 @@
 //! Integers and token ids from Python, of any size and in any sequence.
 
+use crate::errors::to_py;
 use numpy::PyReadonlyArray1;
 use pyo3::exceptions::PyOverflowError;
 use pyo3::prelude::*;
+use std::num::NonZero;
+use tokenwire_core::error::{Error, Violation};
 
 /// A Python integer of any size; what 128 bits cannot hold becomes the nearest that they can.
 pub struct Integer(pub i128);
@@ -11,6 +14,17 @@ impl Integer {
     /// The nearest 64-bit number: outside every range wherever the integer is.
     pub fn clamped(&self) -> i64 {
         i64::try_from(self.0).unwrap_or(if self.0 < 0 { i64::MIN } else { i64::MAX })
+    }
+
+    /// The integer as a count of at least one; the exception names `field`.
+    pub fn at_least_one(&self, field: &str) -> PyResult<NonZero<usize>> {
+        usize::try_from(self.0).ok().and_then(NonZero::new).ok_or_else(|| {
+            to_py(Error::InvalidParameters(vec![Violation {
+                field: field.to_owned(),
+                rule: "must be at least 1".to_owned(),
+                value: self.0.to_string(),
+            }]))
+        })
     }
 
     /// The integer as a token id; `None` where no vocabulary has it.

@@ -1,16 +1,12 @@
 //! Kernels of the forward pass for Python.
 
-use crate::errors::{guard, to_py};
+use crate::arrays::contiguous;
+use crate::errors::{guard, value_error};
 use crate::ids::Integer;
-use numpy::{
-    Element, PyReadonlyArray, PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods, ndarray,
-};
+use numpy::{PyReadonlyArray1, PyReadonlyArray2, PyReadwriteArray2, PyUntypedArrayMethods};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use std::fmt::Display;
-use std::num::NonZero;
 use std::sync::Arc;
-use tokenwire_core::error::{Error, Violation};
 use tokenwire_kernels::linear4bit::Weights;
 use tokenwire_kernels::{self as kernels, LengthError, Level};
 
@@ -27,15 +23,7 @@ impl ThreadPool {
     #[pyo3(signature = (*, threads), text_signature = "(*, threads)")]
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn new(threads: Integer) -> PyResult<Self> {
-        let count = usize::try_from(threads.0).ok().and_then(NonZero::new);
-        let count = count.ok_or_else(|| {
-            to_py(Error::InvalidParameters(vec![Violation {
-                field: "threads".to_owned(),
-                rule: "must be at least 1".to_owned(),
-                value: threads.0.to_string(),
-            }]))
-        })?;
-        Ok(Self(Arc::new(kernels::ThreadPool::new(count))))
+        Ok(Self(Arc::new(kernels::ThreadPool::new(threads.at_least_one("threads")?))))
     }
 
     #[getter]
@@ -177,21 +165,6 @@ fn forward(
 #[pyfunction]
 fn kernel_levels() -> Vec<String> {
     Level::available().iter().map(ToString::to_string).collect()
-}
-
-fn contiguous<'a, T: Element, D: ndarray::Dimension>(
-    name: &str,
-    array: &'a PyReadonlyArray<'_, T, D>,
-) -> PyResult<&'a [T]> {
-    if array.is_c_contiguous() {
-        array.as_slice().map_err(value_error)
-    } else {
-        Err(PyValueError::new_err(format!("{name} must be C-contiguous")))
-    }
-}
-
-fn value_error(error: impl Display) -> PyErr {
-    PyValueError::new_err(error.to_string())
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {

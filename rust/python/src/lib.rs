@@ -1,5 +1,6 @@
 //! The extension module `tokenwire._native`: conversions and GIL release, no logic.
 
+mod arrays;
 mod beams;
 mod drafts;
 mod errors;

@@ -1,15 +1,13 @@
 //! Parameters, generations and the sampler for Python.
 
-use crate::errors::{guard, to_py};
+use crate::arrays::contiguous;
+use crate::errors::{guard, to_py, value_error};
 use crate::ids::{Ids, Integer};
 use crate::params::{SamplingParams, StoppingParams};
 use crate::text::Tokenizer;
-use numpy::{Element, PyArray1, PyReadonlyArray, PyUntypedArrayMethods, ndarray};
+use numpy::{PyArray1, PyReadonlyArray, PyUntypedArrayMethods, ndarray};
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use std::fmt::Display;
-use std::num::NonZero;
-use tokenwire_core::error::{Error, Violation};
 use tokenwire_core::generation::{self, FinishReason};
 use tokenwire_core::params::checked_ids;
 use tokenwire_core::sampler::{self, Drafted, Logits};
@@ -179,22 +177,10 @@ impl<'py, D: ndarray::Dimension> LogitsArray<'py, D> {
     /// The shape, and the logits in C order.
     pub fn view(&self) -> PyResult<(&[usize], Logits<'_>)> {
         match self {
-            Self::F32(array) => Ok((array.shape(), Logits::F32(contiguous(array)?))),
-            Self::Bf16(array) => Ok((array.shape(), Logits::Bf16(contiguous(array)?))),
+            Self::F32(array) => Ok((array.shape(), Logits::F32(contiguous("logits", array)?))),
+            Self::Bf16(array) => Ok((array.shape(), Logits::Bf16(contiguous("logits", array)?))),
         }
     }
-}
-
-fn contiguous<'a, T: Element, D: ndarray::Dimension>(array: &'a PyReadonlyArray<'_, T, D>) -> PyResult<&'a [T]> {
-    if array.is_c_contiguous() {
-        array.as_slice().map_err(value_error)
-    } else {
-        Err(PyValueError::new_err("logits must be C-contiguous"))
-    }
-}
-
-pub fn value_error(error: impl Display) -> PyErr {
-    PyValueError::new_err(error.to_string())
 }
 
 fn borrow_all<'py>(generations: &Bound<'py, PyAny>, count: usize) -> PyResult<Vec<PyRefMut<'py, Generation>>> {
@@ -221,15 +207,7 @@ impl Sampler {
     #[pyo3(signature = (*, threads = Integer(1)), text_signature = "(*, threads=1)")]
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn new(threads: Integer) -> PyResult<Self> {
-        let count = usize::try_from(threads.0).ok().and_then(NonZero::new);
-        let count = count.ok_or_else(|| {
-            to_py(Error::InvalidParameters(vec![Violation {
-                field: "threads".to_owned(),
-                rule: "must be at least 1".to_owned(),
-                value: threads.0.to_string(),
-            }]))
-        })?;
-        Ok(Self(sampler::Sampler::new(count)))
+        Ok(Self(sampler::Sampler::new(threads.at_least_one("threads")?)))
     }
 
     #[pyo3(signature = (logits, generations, *, guidance = None))]

@@ -52,7 +52,7 @@ class DraftModel:
     def propose(self, asks: Sequence[Ask]) -> list[list[int]]:
         """At most ``num_tokens`` tokens for each ask, in their order; fewer behind the end of a sequence or a context.
 
-        None for a sequence that is not caught up with yet, that the cache has no room for, or that holds a token
+        No token for a sequence that is not caught up with yet, that the cache has no room for, or that holds a token
         unknown to the draft model. What a call computed of refused drafts is computed over in the next one.
         """
         proposals = self._begin(asks)

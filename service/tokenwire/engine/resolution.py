@@ -125,6 +125,7 @@ class _Resolver:
         min_new_tokens, min_length = self._least_length(max_new_tokens)
         do_sample = self._sampling()
         self._beams_and_sequences(do_sample)
+        self._guidance()
         prompt_lookup_num_tokens, num_assistant_tokens = self._drafts()
         token_healing = self._token_healing()
         self._allowed_and_forced()
@@ -313,15 +314,16 @@ class _Resolver:
             message = f"Without beams there is no effect of {' and '.join(idle)}; set num_beams."
             self._note("beams_without_effect", message)
 
-    def _drafts(self) -> tuple[int, int]:
-        """prompt_lookup_num_tokens and num_assistant_tokens, of which one is 0."""
-        guidance_scale = self._chosen("guidance_scale", 1.0)
-        if self._given.has_negative_prompt and guidance_scale == 1:
+    def _guidance(self) -> None:
+        if self._given.has_negative_prompt and self._chosen("guidance_scale", 1.0) == 1:
             rule = "must be unset where generation_config.guidance_scale is unset or 1"
             self._violations.append(Violation("negative_prompt", rule, "a prompt"))
+
+    def _drafts(self) -> tuple[int, int]:
+        """prompt_lookup_num_tokens and num_assistant_tokens, of which one is 0."""
         alone = [name for name in ("num_beams", "num_return_sequences") if self._chosen(name, 1) > 1]
         reasons = [f"{name} above 1" for name in alone]
-        if guidance_scale != 1:
+        if self._chosen("guidance_scale", 1.0) != 1:
             reasons.append("guidance_scale")
         lookup, assistant = self._overrides.prompt_lookup_num_tokens, self._overrides.num_assistant_tokens
         if reasons:

@@ -164,5 +164,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def num_rows(self) -> int:
-        """Rows of a batch that the request takes: one per sequence or beam, twice as many with guidance."""
-        return max(self.num_beams, self.num_return_sequences) * (1 if self.guidance_scale == 1 else 2)
+        """Rows of a batch that the request takes."""
+        return num_rows_of(self.num_beams, self.num_return_sequences, self.guidance_scale)
+
+
+def num_rows_of(num_beams: int, num_return_sequences: int, guidance_scale: float) -> int:
+    """Rows of a batch that a request takes: one per sequence or beam, twice as many with guidance."""
+    return max(num_beams, num_return_sequences) * (1 if guidance_scale == 1 else 2)

@@ -15,10 +15,10 @@ from tokenwire.model.loader import LoadedModel
 def prepare_layers_inplace(
     loaded: LoadedModel, engine: EngineConfig, progress: Callable[[str], None], kernels: Kernels | None
 ) -> str:
-    """Replace 4-bit layers by kernels and pack float32 ones, on the CPU; says what became of the 4-bit ones.
+    """Replace 4-bit layers, and the output head beside them, by kernels and pack float32 ones, on the CPU.
 
-    ``kernels``: None, or ``forward_kernels`` off, leaves 4-bit layers to bitsandbytes. The text is empty where there
-    are none.
+    Says what became of the 4-bit ones; the text is empty where there are none. ``kernels``: None, or
+    ``forward_kernels`` off, leaves them to bitsandbytes and the head to torch.
     """
     outcome = ""
     if kernels is not None and engine.forward_kernels != "off" and loaded.quantization in ("nf4", "fp4"):

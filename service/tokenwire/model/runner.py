@@ -29,8 +29,9 @@ def make_runner(
     ``forward_path`` and ``forward_path_reason`` of the result say which and why. ModelLoadError when the KV cache does
     not fit. A cache that holds less than one context lowers ``context_length`` to what it holds, with a line through
     ``progress``: so whatever respects the context can always run alone. ``kernels`` serve 4-bit linear layers on the
-    CPU; None, or ``forward_kernels`` off, leaves them to bitsandbytes. ``beside``: what another model, the draft model,
-    caches per token; the memory of the KV cache holds as many tokens for both.
+    CPU, and the output head beside them; None, or ``forward_kernels`` off, leaves them to bitsandbytes and torch.
+    ``beside``: what another model, the draft model, caches per token; the memory of the KV cache holds as many tokens
+    for both.
     """
     torch.set_num_threads(engine.threads or usable_cores())
     try:

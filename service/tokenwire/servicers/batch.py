@@ -3,17 +3,16 @@
 import asyncio
 import logging
 
-from tokenwire import convert, validation
+from tokenwire import validation
 from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import QueueFullError
 from tokenwire.servicers.backend import Backend, Served
-from tokenwire.servicers.pitfalls import prompt_notes
-from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_of
+from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_prompt_of
 from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
-from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_of, output_of
+from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_for, output_of
 
 
 class Batch:
@@ -45,7 +44,7 @@ class Batch:
         )
         violations.check()
         check_supported(overrides, self._served.info)
-        num_rows = num_rows_of(overrides, self._served.info.defaults)
+        num_rows = num_rows_for(overrides, self._served.info.defaults)
         window = asyncio.Semaphore(max(1, 2 * self._served.max_running // num_rows))
         try:
             async with asyncio.TaskGroup() as group:
@@ -86,10 +85,7 @@ class Batch:
         violations.check()
         encoded = await encode(self._served, prompt, path)
         shape = self._shape._replace(has_text_prompt=encoded.text is not None)
-        prepared = await prepared_of(self._served, encoded, overrides, self._output, shape)
-        notes = await prompt_notes(self._served, encoded.token_ids, encoded.text, prepared.resolved.settings)
-        prepared.start.warnings.extend(map(convert.warning_of, notes))
-        return prepared
+        return await prepared_prompt_of(self._served, encoded, overrides, self._output, shape)
 
     async def _submit(self, prepared: Prepared, index: int) -> TokenStream:
         while True:

@@ -121,10 +121,7 @@ async def prepare_prompt(
     overrides, output = _checked(served, request, violations, shape)
     prompt = await encode(served, request.prompt, "prompt")
     negative_prompt_ids = await _encode_negative(served, request)
-    prepared = await prepared_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
-    notes = await prompt_notes(served, prompt.token_ids, prompt.text, prepared.resolved.settings)
-    prepared.start.warnings.extend(map(convert.warning_of, notes))
-    return prepared
+    return await prepared_prompt_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
 
 
 async def prepare_chat(
@@ -195,6 +192,22 @@ async def encode(served: Served, prompt: generation_service_pb2.Prompt, path: st
     )
     validation.check_prompt_tokens(len(prompt_ids), served.bounds, f"{path}.text")
     return EncodedPrompt(prompt_ids, text)
+
+
+async def prepared_prompt_of(
+    served: Served,
+    prompt: EncodedPrompt,
+    overrides: GenerationOverrides,
+    output: Output,
+    shape: Shape,
+    *,
+    negative_prompt_ids: list[int] | None = None,
+) -> Prepared:
+    """As ``prepared_of`` for a raw prompt, with warnings of what is probably not meant about it."""
+    prepared = await prepared_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
+    notes = await prompt_notes(served, prompt.token_ids, prompt.text, prepared.resolved.settings)
+    prepared.start.warnings.extend(map(convert.warning_of, notes))
+    return prepared
 
 
 async def prepared_of(

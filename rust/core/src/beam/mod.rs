@@ -252,8 +252,7 @@ impl BeamSearch {
     /// Whether a continuation ends by its token or by a stop string.
     fn ends(&self, continuation: &Continuation) -> bool {
         let token = continuation.token;
-        self.stopping.eos_token_ids.contains(&token)
-            || self.stopping.stop_token_ids.contains(&token)
+        FinishReason::by_token(&self.stopping, token).is_some()
             || self.beams[continuation.beam].watch.clone().is_some_and(|mut watch| watch.push(token))
     }
 
@@ -340,15 +339,7 @@ impl BeamSearch {
         detokenizer.finish(&mut piece);
         stop = stop.or(matcher.push(&piece, &mut text));
         matcher.finish(&mut text);
-        let by_token = tokens.last().and_then(|&token| {
-            if self.stopping.eos_token_ids.contains(&token) {
-                Some(FinishReason::Eos(token))
-            } else if self.stopping.stop_token_ids.contains(&token) {
-                Some(FinishReason::StopToken(token))
-            } else {
-                None
-            }
-        });
+        let by_token = tokens.last().and_then(|&token| FinishReason::by_token(&self.stopping, token));
         let by_string = stop.and_then(|index: usize| self.stopping.stop_strings.get(index).cloned());
         let is_full = tokens.len() >= self.stopping.max_new_tokens;
         let finish = by_token.or(by_string.map(FinishReason::StopString)).or(is_full.then_some(FinishReason::Length));

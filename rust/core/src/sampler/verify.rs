@@ -35,8 +35,8 @@ impl Sampler {
     /// from p is d with the same probability p(d), and given that it is not, it has that same distribution.
     ///
     /// # Errors
-    /// As [`Sampler::step`]; then nothing has changed. Sequences with guidance are refused. A row without a usable token fails its sequence alone, in the
-    /// last of its emissions, and so does one whose step panics.
+    /// As [`Sampler::step`]; then nothing has changed. Sequences with guidance are refused. A row without a usable token
+    /// fails its sequence alone, in the last of its emissions, and so does one whose step panics.
     pub fn verify(
         &mut self,
         logits: Logits<'_>,
