@@ -10,8 +10,10 @@ from engine_fakes import NAN_TOKEN, VOCAB, FakeRunner, expected_answer
 from tokenwire._native import Generation, Sampler, Tokenizer
 from tokenwire.engine.engine import Engine
 from tokenwire.engine.generations import generation_factory
-from tokenwire.engine.protocol import Delta, Submit
+from tokenwire.engine.process import _error_of
+from tokenwire.engine.protocol import Delta, Failure, Submit
 from tokenwire.engine.settings import GenerationSettings
+from tokenwire.errors import InvalidRequestError, RowFailedError
 
 
 @pytest.fixture(scope="module")
@@ -129,3 +131,16 @@ def test_stops_are_reported_with_what_matched(tokenizer: Tokenizer) -> None:
 def test_settings_that_the_sampler_refuses_fail_alone(tokenizer: Tokenizer) -> None:
     (refused,), _ = serve(tokenizer, [[1]], GenerationSettings(max_new_tokens=3, top_p=2.0, do_sample=True))
     assert str(refused.failure).startswith("invalid: top_p")
+
+
+def test_settings_that_come_to_forbid_every_token_are_the_callers_fault(tokenizer: Tokenizer) -> None:
+    """Static conflicts are refused before; this is what is left, told by how the extension words it."""
+    settings = GenerationSettings(max_new_tokens=3, suppress_tokens=tuple(range(VOCAB)))
+    (served,), _ = serve(tokenizer, [[1]], settings)
+    kind, _, message = str(served.failure).partition(": ")
+    assert kind == "row"
+    error = _error_of(Failure(1, "row", message))
+    assert isinstance(error, InvalidRequestError)
+    assert [violation.field for violation in error.violations] == ["generation_config"]
+    (nan,), _ = serve(tokenizer, [[NAN_TOKEN]], settings)
+    assert isinstance(_error_of(Failure(1, "row", str(nan.failure).partition(": ")[2])), RowFailedError)

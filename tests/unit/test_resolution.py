@@ -250,6 +250,8 @@ def test_sampling_fields_have_their_precedence(name: str) -> None:
         ({"token_healing": True}, {}, {"has_text_prompt": False}, ["token_healing"]),
         ({"token_healing": True, "num_beams": 2}, {}, {}, ["token_healing"]),
         ({"allowed_token_ids": ()}, {}, {}, ["allowed_token_ids.ids"]),
+        ({"allowed_token_ids": (4, 5), "suppress_tokens": (5, 4, 6)}, {}, {}, ["allowed_token_ids.ids"]),
+        ({"allowed_token_ids": (4,)}, {"begin_suppress_tokens": (4,)}, {}, ["allowed_token_ids.ids"]),
         ({"forced_bos_token_id": 4, "suppress_tokens": (4, 5)}, {}, {}, ["forced_bos_token_id"]),
         ({"forced_eos_token_ids": (4, 5), "suppress_tokens": (4, 5)}, {}, {}, ["forced_eos_token_id.ids"]),
         ({"suppress_tokens": (4,)}, {"forced_eos_token_ids": (4,)}, {}, ["forced_eos_token_id.ids"]),

@@ -358,6 +358,10 @@ class _Resolver:
         if self._overrides.allowed_token_ids == ():
             self._refuse("allowed_token_ids", "must have at least one id; leave it unset to allow every token")
         suppressed = set(self._chosen("suppress_tokens", ()))
+        allowed = self._chosen("allowed_token_ids", None)
+        for name in ("suppress_tokens", "begin_suppress_tokens"):
+            if allowed and set(self._chosen(name, ())).issuperset(allowed):
+                self._refuse("allowed_token_ids", f"must have a token that is not one of {name}")
         bos, eos = self._chosen("forced_bos_token_id", None), self._chosen("forced_eos_token_ids", ())
         if bos is not None and bos in suppressed:
             self._refuse("forced_bos_token_id", "must not be one of suppress_tokens")
