@@ -39,7 +39,7 @@ def ask(sequence: int, tokens: list[int], count: int, ends: tuple[int, ...] = ()
 
 
 def test_it_proposes_its_own_greedy_tokens_for_all_rows_at_once(llama: tuple[Any, Any]) -> None:
-    """Again and again, as tokens are accepted or replaced, and rows come and go."""
+    """Again and again, as tokens are accepted or replaced, and rows come and go, or go on without being asked for."""
     model, runner = llama
     draft = make_draft_model(runner, max_step_tokens=200)
     generator = np.random.default_rng(0)
@@ -55,6 +55,8 @@ def test_it_proposes_its_own_greedy_tokens_for_all_rows_at_once(llama: tuple[Any
             # Some are accepted, then the served model has one of its own.
             accepted = proposed[: int(generator.integers(0, len(proposed) + 1))]
             sequences[asked.sequence] += [*accepted, int(generator.integers(8, 400))]
+        for number in sequences.keys() - {asked.sequence for asked in asks}:
+            sequences[number] += generator.integers(8, 400, turn % 3).tolist()
     draft.release(list(sequences))
     assert draft._blocks.num_free == runner.num_blocks
 

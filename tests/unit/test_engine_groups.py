@@ -344,3 +344,20 @@ def test_sampled_tokens_differ_between_sequences() -> None:
     settings = GenerationSettings(max_new_tokens=1, do_sample=True)
     tokens = {chosen_token(next_token([1, 2]), settings, index, 0) for index in range(5)}
     assert len(tokens) == 5
+
+
+def test_blocks_that_cannot_be_copied_are_forgotten_with_their_requests() -> None:
+    runner = FakeRunner()
+    engine = GroupEngine(runner)
+    engine.submit(0, [1, 2, 3, 4, 5], 8, do_sample=True, num_return_sequences=2)
+    engine.step()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runner, "shares_blocks", False)  # which the fake refuses to copy blocks with
+        engine.step()
+    assert set(engine.failures) == {0}
+    engine.submit(1, [9, 8, 7], 4)
+    engine.run()
+    assert set(engine.failures) == {0}
+    assert runner.num_copies == 0
+    assert engine.tokens[1, 0] == expected_answer([9, 8, 7], 4)
+    engine.assert_nothing_held()

@@ -1,5 +1,6 @@
 """Proposes tokens with a second, smaller model: greedily, for all rows of a batch at once."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,22 @@ class _Cached:
     """What the draft model has computed of one sequence."""
 
     num_computed: int = 0
-    """Tokens in its KV cache; those behind the sequence's own are drafts that were refused."""
+    """Tokens in its KV cache: the sequence's as they were at the last proposal, and the drafts behind them."""
+    num_asked: int = 0
+    """The sequence's tokens at the last proposal."""
+    drafts: list[int] = field(default_factory=list)
+    """What was proposed behind them."""
     block_table: list[int] = field(default_factory=list)
+
+    def num_right(self, tokens: list[int]) -> int:
+        """How many of the computed tokens are those of the sequence, which has come to ``tokens``.
+
+        Its drafts may have been refused, and plain steps have gone on behind them: its length alone does not tell.
+        """
+        following = tokens[self.num_asked : self.num_asked + len(self.drafts)]
+        pairs = zip(following, self.drafts, strict=False)
+        num_accepted = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return min(self.num_computed, self.num_asked + num_accepted)
 
 
 @dataclass(slots=True)
@@ -60,6 +75,8 @@ class DraftModel:
         while rows:
             self._forward(rows)
             rows = [row for row in rows if _goes_on(row)]
+        for row in proposals:
+            row.cached.num_asked, row.cached.drafts = len(row.ask.tokens), row.tokens
         tokens = {row.ask.sequence: row.tokens for row in proposals}
         return [tokens.get(ask.sequence, []) for ask in asks]
 
@@ -83,8 +100,8 @@ class DraftModel:
             # The last draft is never computed, and those that can be accepted end with the context.
             count = min(ask.num_tokens, self._runner.context_length - length + 1)
             cached = self._cached.get(ask.sequence) or _Cached()
-            # All tokens but the last were accepted drafts, or were there before: only behind them is the cache wrong.
-            cached.num_computed = min(cached.num_computed, length - 1)
+            # The last token is computed in any case: its logits are needed.
+            cached.num_computed = min(cached.num_right(ask.tokens), length - 1)
             stop = min(length, cached.num_computed + budget)
             unseen = ask.tokens[cached.num_computed : stop]
             if count < 1 or not unseen or max(unseen) >= self._runner.vocab_size:

@@ -327,8 +327,10 @@ class Engine(Generic[GenerationT]):
 
     def _copy_blocks(self, source_by_target: dict[int, int]) -> None:
         if source_by_target:
-            self._runner.copy_blocks(list(source_by_target.values()), list(source_by_target))
+            sources, targets = list(source_by_target.values()), list(source_by_target)
+            # Cleared first: where copying fails, so do the requests of this step, and the next has no need of it.
             source_by_target.clear()
+            self._runner.copy_blocks(sources, targets)
 
     def _copy_sequences(self, pairs: list[tuple[int, int]]) -> None:
         if pairs:
