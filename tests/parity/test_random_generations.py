@@ -180,3 +180,13 @@ def test_any_settings_in_one_batch_give_the_ids_of_generate(
         assert ids_of(answer) == tokens, (strategy, job)
     for job, answer, single in zip(models.others, answers[len(jobs) :], models.alone, strict=True):
         assert answer.tokens == single.tokens, job
+    # Beside beams and guidance nothing is drafted: once more without them.
+    plain = [job for job in models.others if job.settings.get("num_beams", 1) == job.settings.get("guidance_scale", 1)]
+    chosen = [number for number, strategy in enumerate(strategies) if strategy in ("lookup", "assisted")]
+    served, _ = serve(
+        models.loaded, models.runner, [*(jobs[n] for n in chosen), *plain], draft_runner=models.draft_runner, **limits
+    )
+    for number, answer in zip(chosen, served, strict=False):
+        assert ids_of(answer) == wanted[number], (strategies[number], jobs[number])
+    drafts = [answer.finishes[0].draft_token_count for answer in served[: len(chosen)]]
+    assert (sum(drafts) > 0) == (models.runner.forward_path == "paged")
