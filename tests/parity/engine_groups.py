@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.parity.random_settings import generate_options
+
 
 @dataclass
 class Answers:
@@ -12,6 +14,7 @@ class Answers:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     finishes: dict[int, Any] = field(default_factory=dict)
+    logprobs: dict[int, list[Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -31,15 +34,20 @@ def serve(
     *,
     max_running: int = 32,
     max_step_tokens: int = 512,
+    draft_runner: Any = None,
 ) -> tuple[list[Answers], Any]:
     """All jobs at once; their answers, and the engine's counters at the end."""
     from tokenwire._native import Sampler, Tokenizer
+    from tokenwire.engine.draft_model import DraftModel
     from tokenwire.engine.engine import Engine
     from tokenwire.engine.generations import beam_search_factory, generation_factory
     from tokenwire.engine.protocol import Submit
     from tokenwire.engine.settings import GenerationSettings
 
     tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
+    draft_model = None
+    if draft_runner is not None:
+        draft_model = DraftModel(draft_runner, vocab_size=loaded.vocab_size, max_step_tokens=max_step_tokens)
     engine: Any = Engine(
         runner,
         Sampler(),
@@ -47,6 +55,7 @@ def serve(
         max_running=max_running,
         max_step_tokens=max_step_tokens,
         make_beam_search=beam_search_factory(tokenizer, loaded.vocab_size),
+        draft_model=draft_model,
     )
     answers = [Answers() for _ in jobs]
     open_sequences = 0
@@ -61,6 +70,7 @@ def serve(
         for delta in outputs.deltas:
             answer, index = answers[delta.request], delta.sequence_index
             answer.tokens.setdefault(index, []).extend(delta.token_ids)
+            answer.logprobs.setdefault(index, []).extend(delta.logprobs)
             answer.texts[index] = answer.texts.get(index, "") + delta.text
             if delta.finish is not None:
                 answer.finishes[index] = delta.finish
@@ -74,26 +84,13 @@ def beams(model: Any, job: Job) -> tuple[list[list[int]], list[float]]:
     """Generated tokens and scores of transformers' own beam search for a job."""
     import torch
 
-    settings = dict(job.settings)
-    eos = list(settings.pop("eos_token_ids", ())) or None
-    if "forced_eos_token_ids" in settings:
-        settings["forced_eos_token_id"] = list(settings.pop("forced_eos_token_ids"))
-    if "bad_words_ids" in settings:
-        settings["bad_words_ids"] = [list(word) for word in settings["bad_words_ids"]]
-    if "sequence_bias" in settings:
-        settings["sequence_bias"] = [[list(tokens), bias] for tokens, bias in settings["sequence_bias"]]
-    early_stopping = {"false": False, "true": True, "never": "never"}[settings.pop("early_stopping", "false")]
     ids = torch.tensor([job.prompt])
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        do_sample=False,
-        eos_token_id=eos,
-        pad_token_id=0,
-        early_stopping=early_stopping,
         return_dict_in_generate=True,
         output_scores=True,
-        **settings,
+        **generate_options(job.settings),
     )
     lengths = (output.beam_indices >= 0).sum(dim=1).tolist()
     start = len(job.prompt)

@@ -51,7 +51,7 @@ def test_draws_follow_the_processed_distribution(name: str, size: int) -> None:
     probabilities = torch.softmax(torch.from_numpy(reference(case)).double(), dim=-1).numpy()
     counts = np.zeros(size, dtype=np.int64)
     batch = np.tile(logits, (500, 1))
-    for seed in range(10):
+    for seed in range(40):
         # Each draw is the first step of its own sequence, so that no history changes the distribution.
         sampling = make_sampling(case, seed=seed)
         sequences = [make_generation(case, sampling, sequence_index=index)[1] for index in range(500)]
