@@ -4,8 +4,9 @@ Two modes, chosen by what one pass of the model leaves behind:
 
 - plain keys and values (bloom, falcon, gpt_neo, mpt ...): prefill rows run one at a time with their own past; decode
   rows run as one left-padded batch whose cache is kept while the same rows decode, and rebuilt when they change.
-- any other state (mamba, linear attention, hybrids): each sequence runs alone with its own cache object, and a prompt
-  in one pass, because such a state cannot be padded, and some architectures cannot continue a prompt.
+- any other state (mamba, linear attention, hybrids), and plain ones that fail `padded_check` (bart, whisper, roformer):
+  each sequence runs alone with its own cache object, and a prompt in one pass, because such a state cannot be padded,
+  and some architectures cannot continue a prompt.
 
 The left padding here is of cached tensors; the new tokens of a decode batch are one per row. So `_native.pad`, which
 pads ids, has nothing to do, and the model layer stays without knowledge of the extension.
@@ -66,7 +67,7 @@ class PaddedRunner:
         keeps_plain_cache: bool,
         reason: str,
     ) -> None:
-        """``keeps_plain_cache``: from `probe_cache`."""
+        """``keeps_plain_cache``: from `probe_cache` and `padded_check`."""
         self._model = model
         self._device = model.device
         parameters = inspect.signature(model.forward).parameters

@@ -13,6 +13,7 @@ from tokenwire.model.layers import prepare_layers_inplace
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
+from tokenwire.model.padded_check import check_alone, decodes_in_batches
 from tokenwire.model.paged import PagedRunner
 
 
@@ -65,6 +66,11 @@ def _make_runner(
     keeps_plain_cache = True
     if reason:
         keeps_plain_cache, shapes = probe_cache(model)
+        if keeps_plain_cache and not decodes_in_batches(model, vocab_size, quantization=loaded.quantization):
+            keeps_plain_cache = False
+            reason += "; in a left-padded batch its logits are others, so sequences run one at a time"
+        if not keeps_plain_cache:
+            check_alone(model, vocab_size)
     num_blocks = choose_num_blocks([*shapes, *beside], engine, loaded.context_length)
     capacity = num_blocks * engine.block_size
     kv_bytes = capacity * sum(shape.bytes_per_token for shape in (*shapes, *beside))
