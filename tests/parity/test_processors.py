@@ -28,6 +28,7 @@ def test_each_filter_leaves_what_beams_need(name: str, data: st.DataObject) -> N
     assert_equal_to_transformers(replace(data.draw(cases(name, "eos_token_ids")), beams=True))
 
 
+@pytest.mark.timeout(900)  # Two thousand cases; when one fails, as many again to make it small.
 @rows_profile
 @given(case=combinations())
 def test_settings_combined_equal_transformers(case: Case) -> None:

@@ -52,7 +52,9 @@ def checkpoint() -> Path:
 
 @pytest.fixture(scope="module")
 def smollm(quantize: str) -> Iterator[Server]:
-    with running_server(GGUF, ["--quantize", quantize, "--max-step-tokens", "48", "--max-running", "16"]) as running:
+    # The cache's size is given, so that the context is whole also where other processes have much of the memory.
+    flags = ["--quantize", quantize, "--max-step-tokens", "48", "--max-running", "16", "--kv-cache-memory", "1GiB"]
+    with running_server(GGUF, flags) as running:
         yield running
 
 

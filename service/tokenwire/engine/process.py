@@ -353,13 +353,13 @@ class EngineProcess:
                 logger.exception("a callback on the engine's state failed")
 
 
-_NO_TOKEN_ALLOWED = "no token is allowed"
+_NOTHING_ALLOWED = "no token is allowed"
 """How the extension's error begins where processors removed every token (rust/core's ``RowError``)."""
 
 
 def _error_of(failure: Failure) -> RequestError:
     match failure.kind:
-        case "row" if failure.message.startswith(_NO_TOKEN_ALLOWED):
+        case "row" if failure.message.startswith(_NOTHING_ALLOWED):
             # A model gives no row of -infinity: settings that change with the answer came to forbid every token.
             rule = "must leave a token to generate at every step"
             return InvalidRequestError([Violation("generation_config", rule, failure.message)])
