@@ -107,7 +107,7 @@ async def in_flight(stub: Any, jobs: list[Job], limit: int) -> float:
     return time.perf_counter() - begin
 
 
-async def compare(address: str, peer: Peer, rounds: int, mixed_rounds: int) -> Iterator[list[Any]]:
+async def compare(address: str, peer: Peer, rounds: int, mixed_rounds: int, only: str) -> Iterator[list[Any]]:
     """Rows of the table: case, tokenwire, peer, ratio."""
     generator = random.Random(3)
     cases = [
@@ -120,7 +120,7 @@ async def compare(address: str, peer: Peer, rounds: int, mixed_rounds: int) -> I
     async with grpc.aio.insecure_channel(address) as channel:
         stub = pb_grpc.GenerationServiceStub(channel)
         for name, jobs, limit, count in cases:
-            if not count:
+            if not count or only not in name:
                 continue
             tokens = sum(len(job.prompt) if job.max_new_tokens == 1 else job.max_new_tokens for job in jobs)
             if len(jobs) <= 16:
@@ -141,12 +141,13 @@ def main(argv: list[str] | None = None) -> str:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--mixed-rounds", type=int, default=1, help="0 leaves the mixed load out")
+    parser.add_argument("--only", default="", help="leave out the cases whose name does not hold this")
     parser.add_argument("--quantize", nargs="*", default=["none", "nf4"])
     options = parser.parse_args(argv)
     rows = []
     for quantize in options.quantize:
         with running_service(quantize=quantize) as service, running_peer(service.checkpoint, quantize) as peer:
-            measured = asyncio.run(compare(service.address, peer, options.rounds, options.mixed_rounds))
+            measured = asyncio.run(compare(service.address, peer, options.rounds, options.mixed_rounds, options.only))
             name = "fp32" if quantize == "none" else quantize.upper()
             rows += [[name, *row] for row in measured]
     header = ["weights", "case", "tokenwire, tokens/s", "transformers.generate, tokens/s", "ratio"]
