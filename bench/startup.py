@@ -1,4 +1,7 @@
-"""Start-up time and resident memory of both processes, beside a process that only imports the model's libraries."""
+"""Start-up time and resident memory of both processes, beside a process that only imports the model's libraries.
+
+python -m bench.startup [ROUNDS]
+"""
 
 import statistics
 import subprocess
@@ -59,4 +62,4 @@ def main(rounds: int = 3) -> str:
 
 if __name__ == "__main__":
     print(report.cpu_features(), end="\n\n")
-    print(main())
+    print(main(int(sys.argv[1]) if len(sys.argv) > 1 else 3))
