@@ -34,7 +34,7 @@ def test_a_head_on_a_kernel_gives_the_same_logits(tied: bool) -> None:
 
     from tokenwire.engine.kernels import native_kernels
     from tokenwire.model.kernels import KernelLinear
-    from tokenwire.model.layout import arrange_weights_inplace
+    from tokenwire.model.layers import use_kernel_for_head
     from tokenwire.model.quantization import parameter_count
 
     torch.manual_seed(0)
@@ -45,7 +45,9 @@ def test_a_head_on_a_kernel_gives_the_same_logits(tied: bool) -> None:
     ids = torch.randint(0, 7001, (2, 9))
     with torch.inference_mode():
         before = model(ids).logits
-        assert arrange_weights_inplace(model, native_kernels(2).linear) == ""
+        lines: list[str] = []
+        use_kernel_for_head(model, native_kernels(2).linear, lines.append)
+        assert lines == []
         assert isinstance(model.get_output_embeddings(), KernelLinear)
         torch.testing.assert_close(model(ids).logits, before, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(model(ids, logits_to_keep=1).logits, before[:, -1:], atol=1e-5, rtol=1e-5)
@@ -59,18 +61,20 @@ def test_a_head_on_a_kernel_gives_the_same_logits(tied: bool) -> None:
         (64, 1.001, "self-test: its kernel is off by"),
     ],
 )
-def test_a_head_that_no_kernel_serves_is_blocked(hidden_size: int, factor: float, problem: str) -> None:
+def test_a_head_that_no_kernel_serves_stays(hidden_size: int, factor: float, problem: str) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from tokenwire.engine.kernels import native_kernels
-    from tokenwire.model.layout import BlockedHead, arrange_weights_inplace
+    from tokenwire.model.layers import use_kernel_for_head
 
     make = native_kernels(1).linear
     sizes = {"hidden_size": hidden_size, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=7001, **sizes)).eval()
-    reason = arrange_weights_inplace(model, lambda weight, *, bias: make(weight * factor, bias=bias))
-    assert reason.startswith(problem)
-    assert isinstance(model.get_output_embeddings(), BlockedHead)
+    head, lines = model.get_output_embeddings(), []
+    use_kernel_for_head(model, lambda weight, *, bias: make(weight * factor, bias=bias), lines.append)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"the output head stays with torch: {problem}")
+    assert model.get_output_embeddings() is head
 
 
 def test_bfloat16_and_quantized_weights_are_left_alone() -> None:

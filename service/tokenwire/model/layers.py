@@ -26,13 +26,13 @@ def prepare_layers_inplace(
         outcome = str(use_kernels_inplace(loaded.model, kernels.linear4bit))
         if outcome:
             progress(outcome)
-            _use_kernel_for_head(loaded.model, kernels.linear, progress)
+            use_kernel_for_head(loaded.model, kernels.linear, progress)
     arrange_weights_inplace(loaded.model, progress)
     return outcome
 
 
 @torch.no_grad()
-def _use_kernel_for_head(model: PreTrainedModel, make_linear: MakeLinear, progress: Callable[[str], None]) -> None:
+def use_kernel_for_head(model: PreTrainedModel, make_linear: MakeLinear, progress: Callable[[str], None]) -> None:
     """Give a float32 output head a kernel as well, so that no other threads than the kernels' have much to do.
 
     49,152 x 576, two Zen cores: 3.3 ms at one row and 8 at sixteen; packed for oneDNN 4.0 and 9.1. A head that is tied
