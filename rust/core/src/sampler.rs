@@ -9,7 +9,7 @@ pub use verify::Drafted;
 use crate::generation::{Emission, Generation};
 use crate::logits::candidates::{Buffers, Candidates, RowError};
 use crate::logits::logprobs::{self, Logprobs};
-use crate::logits::{eos, guidance, invalid, kernels};
+use crate::logits::{eos, guidance, kernels};
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -327,7 +327,7 @@ impl Worker {
                 if generation.pipeline().mends_nan() {
                     self.edited.clear();
                     self.edited.extend_from_slice(raw);
-                    invalid::mend(&mut self.edited);
+                    kernels::mend(&mut self.edited);
                     raw = &self.edited;
                 }
                 Some(logprobs::of_row(raw, token, count, &mut self.buffers)?)
@@ -345,7 +345,9 @@ impl Worker {
     ) -> Result<(Candidates<'a>, f64), RowError> {
         let (pipeline, history) = (generation.pipeline(), generation.history());
         let mut row = rows.own.widened(&mut self.widened);
-        let mut scan = self.buffers.scan(row);
+        let edits = pipeline.edits(history);
+        let copies = edits && rows.unconditional.is_none();
+        let mut scan = if copies { self.buffers.scan_copying(row, &mut self.edited) } else { self.buffers.scan(row) };
         // A processor could hide a NaN, so it is looked for before.
         if scan.has_nan && !pipeline.mends_nan() {
             return Err(RowError::Nan);
@@ -362,11 +364,6 @@ impl Worker {
         } else {
             false
         };
-        let edits = pipeline.edits(history);
-        if edits && !is_guided {
-            self.edited.clear();
-            self.edited.extend_from_slice(row);
-        }
         if edits || is_guided {
             pipeline.process(history, &mut self.edited);
             row = &self.edited;

@@ -54,6 +54,11 @@ impl Buffers {
         kernels::scan(row, &mut self.maxima)
     }
 
+    /// [`Buffers::scan`] of a row that is about to be changed, with a copy of it in `copy`.
+    pub fn scan_copying(&mut self, row: &[f32], copy: &mut Vec<f32>) -> Scan {
+        kernels::scan_copying(row, &mut self.maxima, copy)
+    }
+
     /// Maxima of the chunks of the row that was scanned last.
     #[must_use]
     pub fn maxima(&self) -> &[f32] {

@@ -1,7 +1,7 @@
 //! Values that are no logits.
 
 use super::history::History;
-use super::{Processor, Settings};
+use super::{Processor, Settings, kernels};
 
 /// transformers' `InfNanRemoveLogitsProcessor`: NaN becomes 0, infinities the largest and the smallest number.
 ///
@@ -20,14 +20,6 @@ impl Processor for RemoveInvalid {
     }
 
     fn process(&self, _: &History, logits: &mut [f32]) {
-        mend(logits);
-    }
-}
-
-/// Makes every value a finite number.
-pub fn mend(logits: &mut [f32]) {
-    for logit in logits {
-        // `clamp` passes NaN on.
-        *logit = if logit.is_nan() { 0.0 } else { logit.clamp(f32::MIN, f32::MAX) };
+        kernels::mend(logits);
     }
 }

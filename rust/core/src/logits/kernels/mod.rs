@@ -76,6 +76,31 @@ pub fn scan(values: &[f32], maxima: &mut Vec<f32>) -> Scan {
     Scan { max: maxima.iter().copied().fold(f32::NEG_INFINITY, larger), has_nan }
 }
 
+/// Elements that stay in the first-level cache between two passes over them.
+const PART: usize = 32 * CHUNK;
+
+/// [`scan`] that writes a copy of `values` on its way: a row of a large vocabulary is read from memory once, not twice.
+pub fn scan_copying(values: &[f32], maxima: &mut Vec<f32>, copy: &mut Vec<f32>) -> Scan {
+    copy.resize(values.len(), 0.0);
+    maxima.resize(values.len().div_ceil(CHUNK), f32::NEG_INFINITY);
+    let mut has_nan = false;
+    for ((from, to), maxima) in values.chunks(PART).zip(copy.chunks_mut(PART)).zip(maxima.chunks_mut(PART / CHUNK)) {
+        to.copy_from_slice(from);
+        has_nan |= chunk_maxima(to, maxima);
+    }
+    Scan { max: maxima.iter().copied().fold(f32::NEG_INFINITY, larger), has_nan }
+}
+
+kernel! {
+    /// Makes every value a finite number: NaN 0, infinities the largest and the smallest.
+    pub fn mend<'a>(values: &'a mut [f32]) -> () {
+        for value in values {
+            // `clamp` passes NaN on.
+            *value = if value.is_nan() { 0.0 } else { value.clamp(f32::MIN, f32::MAX) };
+        }
+    }
+}
+
 kernel! {
     fn chunk_maxima<'a>(values: &'a [f32], maxima: &'a mut [f32]) -> bool {
         let mut nan = [0_u32; MAX_LANES];
