@@ -51,6 +51,19 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
+    fn scanning_with_a_copy_is_scanning(row in rows(), times in 1_usize..12, nan in any::<Option<prop::sample::Index>>()) {
+        let mut row = row.repeat(times);
+        if let Some(index) = nan {
+            let place = index.index(row.len());
+            row[place] = f32::NAN;
+        }
+        let (mut maxima, mut others, mut copy) = (Vec::new(), Vec::new(), vec![7.0; 5000]);
+        prop_assert_eq!(kernels::scan_copying(&row, &mut others, &mut copy), kernels::scan(&row, &mut maxima));
+        prop_assert_eq!(others, maxima);
+        prop_assert!(copy.iter().map(|value| value.to_bits()).eq(row.iter().map(|value| value.to_bits())));
+    }
+
+    #[test]
     fn scan_finds_maximum_and_nan(mut row in rows(), nan in any::<Option<prop::sample::Index>>()) {
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let mut maxima = Vec::new();
