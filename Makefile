@@ -17,6 +17,7 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 RUST := tools/with_rust.sh
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
+GRPCURL := .cache/bin/grpcurl
 
 export PYO3_PYTHON := $(abspath $(BIN)/python)
 export UV_LINK_MODE ?= copy
@@ -27,7 +28,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint format test-rust test-python test-wheel proto proto-breaking bench constraints clean
+.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking bench constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -37,6 +38,8 @@ demo: $(VENV)/.built $(MODEL) ## Install, fetch the default model, serve it, str
 
 serve: $(VENV)/.built $(MODEL) ## Serve the default model in the foreground (further flags in ARGS)
 	@exec $(BIN)/tokenwire serve --model $(MODEL) --quantize nf4 $(ARGS)
+
+grpcurl: $(GRPCURL) ## Build grpcurl, which the tutorial uses, into .cache/bin (needs Go)
 
 test: lint test-rust test-python test-wheel ## Run every check: lint, Rust, Python, wheel
 
@@ -109,3 +112,7 @@ $(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/bu
 $(MODEL): | $(VENV)/.uv
 	@echo "==> fetching the default model (98 MB)"
 	@$(BIN)/python tools/fetch_model.py $@
+
+$(GRPCURL): tools/build_grpcurl.sh
+	@echo "==> building grpcurl (a minute or two)"
+	@tools/build_grpcurl.sh $@
