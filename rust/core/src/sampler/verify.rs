@@ -1,6 +1,7 @@
 //! A step in which sequences bring drafted tokens: guesses of what they will generate next.
 
-use super::{BatchError, Logits, Rows, Sampler, THREADS_FROM, Worker, check_scale, check_widths};
+use super::checks::{BatchError, check_scale, check_widths};
+use super::{Logits, Rows, Sampler, THREADS_FROM, Worker};
 use crate::generation::{Emission, Generation};
 
 /// A sequence and the tokens that somebody guessed for it.
