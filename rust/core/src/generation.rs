@@ -3,7 +3,8 @@
 use crate::detokenizer::Detokenizer;
 use crate::error::Result;
 use crate::logits::candidates::RowError;
-use crate::logits::healing::TokenHealing;
+use crate::logits::explanation::{self, Explanation};
+use crate::logits::healing::{self, TokenHealing};
 use crate::logits::history::History;
 use crate::logits::logprobs::Logprobs;
 use crate::logits::{Pipeline, Settings, eos};
@@ -64,6 +65,15 @@ pub struct Emission {
     pub finish: Option<FinishReason>,
     /// Log probabilities, when asked for.
     pub logprobs: Option<Logprobs>,
+    /// Why the token was chosen, when asked for, of the first [`explanation::MOST`] tokens.
+    pub explanation: Option<Box<Explanation>>,
+}
+
+impl Emission {
+    /// Without a token.
+    fn without(error: StepError, text: String, finish: Option<FinishReason>) -> Self {
+        Self { token: Err(error), text, finish, logprobs: None, explanation: None }
+    }
 }
 
 /// One sequence. The joined text of its emissions is `Tokenizer::decode` of all generated tokens, the ending one
@@ -162,7 +172,7 @@ impl Generation {
         let allowed = tokenizer.extensions(dropped);
         if !allowed.is_empty() {
             self.given_text = tokenizer.decode(&[dropped], false).unwrap_or_default();
-            self.pipeline.prepend(Box::new(TokenHealing::new(allowed, dropped)));
+            self.pipeline.prepend(healing::NAME, Box::new(TokenHealing::new(allowed, dropped)));
         }
     }
 
@@ -198,8 +208,19 @@ impl Generation {
         rng::uniform(self.sampling.seed, self.sequence_index, self.history.generated().len() as u64)
     }
 
+    /// Whether the next token is to be explained.
+    #[must_use]
+    pub fn is_explained(&self) -> bool {
+        self.sampling.explain && self.history.generated().len() < explanation::MOST
+    }
+
     /// Takes the chosen token: history, text, and whether this is the end.
-    pub fn advance(&mut self, token: u32, logprobs: Option<Logprobs>) -> Emission {
+    pub fn advance(
+        &mut self,
+        token: u32,
+        logprobs: Option<Logprobs>,
+        explanation: Option<Box<Explanation>>,
+    ) -> Emission {
         self.history.push(token);
         #[cfg(test)]
         self.panic_if_asked(Place::Advance);
@@ -216,7 +237,7 @@ impl Generation {
         let by_string = matched.and_then(|index| self.stopping.stop_strings.get(index).cloned());
         let finish = by_token.or(by_string.map(FinishReason::StopString)).or(is_full.then_some(FinishReason::Length));
         self.is_finished = finish.is_some();
-        Emission { token: Ok(token), text, finish, logprobs }
+        Emission { token: Ok(token), text, finish, logprobs, explanation }
     }
 
     /// Ends the sequence because its row of logits has no next token.
@@ -224,7 +245,7 @@ impl Generation {
         let mut text = String::new();
         self.flush(&mut text);
         self.is_finished = true;
-        Emission { token: Err(error.into()), text, finish: None, logprobs: None }
+        Emission::without(error.into(), text, None)
     }
 
     /// Ends the sequence before its next token and releases all text; the stop string that the end of it completes is
@@ -234,13 +255,13 @@ impl Generation {
         let matched = self.flush(&mut text);
         self.is_finished = true;
         let by_string = matched.and_then(|index| self.stopping.stop_strings.get(index).cloned());
-        Emission { token: Err(StepError::Ended), text, finish: by_string.map(FinishReason::StopString), logprobs: None }
+        Emission::without(StepError::Ended, text, by_string.map(FinishReason::StopString))
     }
 
     /// Ends the sequence because its step panicked. Text held back is lost: what held it may be half changed.
     pub fn abandon(&mut self) -> Emission {
         self.is_finished = true;
-        Emission { token: Err(StepError::Internal), text: String::new(), finish: None, logprobs: None }
+        Emission::without(StepError::Internal, String::new(), None)
     }
 
     /// Takes what the prompt ends with off the front of the answer.

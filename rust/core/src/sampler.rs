@@ -1,6 +1,7 @@
 //! One step for a whole batch: processors, choice, detokenization and stop checks, row by row.
 
 mod checks;
+mod explain;
 mod prompt;
 mod verify;
 
@@ -10,6 +11,7 @@ pub use verify::Drafted;
 
 use crate::generation::{Emission, Generation};
 use crate::logits::candidates::{Buffers, Candidates, RowError};
+use crate::logits::explanation::Explanation;
 use crate::logits::logprobs::{self, Logprobs};
 use crate::logits::{eos, guidance, kernels};
 use checks::{check_batch, check_scale, check_shape};
@@ -87,6 +89,7 @@ struct Rows<'a> {
 struct Choice {
     token: u32,
     logprobs: Option<Logprobs>,
+    explanation: Option<Box<Explanation>>,
     eos_probability: f64,
 }
 
@@ -180,7 +183,7 @@ impl Sampler {
         let mut processed = vec![0.0; width];
         let rows = Rows { own: logits, unconditional };
         let result = self.workers.iter_mut().take(1).try_for_each(|worker| {
-            worker.candidates(rows, generation).map(|(candidates, _)| candidates.write_to(&mut processed))
+            worker.candidates(rows, generation).map(|(mut candidates, _)| candidates.write_to(&mut processed))
         });
         Ok(result.map(|()| processed))
     }
@@ -205,7 +208,7 @@ impl Worker {
         match self.choose(rows, generation) {
             Ok(choice) => {
                 generation.note_eos_probability(choice.eos_probability);
-                generation.advance(choice.token, choice.logprobs)
+                generation.advance(choice.token, choice.logprobs, choice.explanation)
             }
             Err(error) => generation.fail(error),
         }
@@ -229,7 +232,8 @@ impl Worker {
                 Some(logprobs::of_row(raw, token, count, &mut self.buffers)?)
             }
         };
-        Ok(Choice { token, logprobs, eos_probability })
+        let explanation = generation.is_explained().then(|| Box::new(self.explain(rows, generation, token)));
+        Ok(Choice { token, logprobs, explanation, eos_probability })
     }
 
     /// Runs guidance, processors and warpers over one row; beside what is left, how likely an EOS token was in the row

@@ -4,6 +4,7 @@ mod arrays;
 mod beams;
 mod drafts;
 mod errors;
+mod explanations;
 mod ids;
 mod kernels;
 mod params;
@@ -19,6 +20,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     text::register(module)?;
     params::register(module)?;
     sampling::register(module)?;
+    explanations::register(module)?;
     drafts::register(module)?;
     beams::register(module)?;
     kernels::register(module)

@@ -28,7 +28,7 @@ impl SamplingParams {
             no_repeat_ngram_size=0, encoder_no_repeat_ngram_size=0, logit_bias=None, sequence_bias=(), \
             bad_words_ids=(), suppress_tokens=(), begin_suppress_tokens=(), allowed_token_ids=None, \
             forced_bos_token_id=None, remove_invalid_values=False, guidance_scale=1.0, seed=0, logprobs=None, \
-            processed_logprobs=False)"
+            processed_logprobs=False, explain=False)"
     )]
     fn new(py: Python<'_>, fields: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut options = SamplingOptions::new(required(fields, "vocab_size")?);
@@ -72,6 +72,7 @@ impl SamplingParams {
                 "seed" => options.seed = field.read::<Integer>()?.0,
                 "logprobs" => options.logprobs = field.optional_integer()?,
                 "processed_logprobs" => options.processed_logprobs = field.read()?,
+                "explain" => options.explain = field.read()?,
                 _ => return Err(field.unexpected()),
             }
         }

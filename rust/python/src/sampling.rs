@@ -2,6 +2,7 @@
 
 use crate::arrays::contiguous;
 use crate::errors::{guard, to_py, value_error};
+use crate::explanations::Explanation;
 use crate::ids::{Ids, Integer};
 use crate::params::{SamplingParams, StoppingParams};
 use crate::text::Tokenizer;
@@ -147,6 +148,11 @@ impl Emission {
     #[getter]
     fn top_logprobs(&self) -> Vec<(u32, f32)> {
         self.0.logprobs.as_ref().map(|logprobs| logprobs.top.clone()).unwrap_or_default()
+    }
+
+    #[getter]
+    fn explanation(&self) -> Option<Explanation> {
+        self.0.explanation.as_deref().cloned().map(Explanation)
     }
 
     #[getter]

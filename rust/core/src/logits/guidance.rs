@@ -2,6 +2,9 @@
 
 use super::kernels::{self, Scan};
 
+/// Name of the step.
+pub const NAME: &str = "guidance_scale";
+
 /// Writes `unconditional + scale * (conditional - unconditional)` in log-softmax space: transformers'
 /// `UnbatchedClassifierFreeGuidanceLogitsProcessor`.
 ///

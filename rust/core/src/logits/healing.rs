@@ -3,6 +3,9 @@
 use super::Processor;
 use super::history::History;
 
+/// Name of the step.
+pub const NAME: &str = "token_healing";
+
 /// What transformers' `heal_tokens` adds to the logit of the token that was taken off, so that it is not replaced
 /// lightly (`http` by `https`).
 const ORIGINAL_BIAS: f32 = 1.0;

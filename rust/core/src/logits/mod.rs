@@ -2,8 +2,8 @@
 //!
 //! Two kinds of steps run in a fixed order. A [`Processor`] edits single logits and runs always; a [`Warper`] narrows
 //! the choice, and most run only when sampling. **Adding one**: write it in a module here (a type, its trait, and a
-//! function that makes it from the [`Settings`] or returns `None` when it is off) and put that function in its place in
-//! [`PROCESSORS`], [`WARPERS`] or [`FINISHERS`]. The order of these tables is the order of transformers'
+//! function that makes it from the [`Settings`] or returns `None` when it is off) and put that function, with a name, in
+//! its place in [`PROCESSORS`], [`WARPERS`] or [`FINISHERS`]. The order of these tables is the order of transformers'
 //! `_get_logits_processor`; [`guidance`] alone comes before them, because it needs a second row.
 //!
 //! Infinities: `-inf` is a token that is not allowed. Tokens at `+inf` share the probability equally, the limit of
@@ -17,6 +17,7 @@ pub mod candidates;
 mod constraints;
 mod entropy;
 pub mod eos;
+pub mod explanation;
 mod filters;
 pub mod guidance;
 pub mod healing;
@@ -61,50 +62,65 @@ pub struct Settings<'a> {
     pub stopping: &'a StoppingParams,
 }
 
-type MakeProcessor = fn(&Settings<'_>) -> Option<Box<dyn Processor>>;
-type MakeWarper = fn(&Settings<'_>) -> Option<Box<dyn Warper>>;
+type Maker<S> = (&'static str, fn(&Settings<'_>) -> Option<Box<S>>);
 
-/// The processors, in order.
-const PROCESSORS: &[MakeProcessor] = &[
-    sequences::sequence_bias,
-    penalties::encoder_repetition,
-    penalties::repetition,
-    ngrams::no_repeat_ngram,
-    ngrams::encoder_no_repeat_ngram,
-    sequences::bad_words,
-    length::min_length,
-    length::min_new_tokens,
-    constraints::allowed_tokens,
-    length::forced_bos,
-    length::forced_eos,
-    invalid::remove_invalid,
-    length::exponential_decay,
-    constraints::suppress_tokens,
-    constraints::begin_suppress_tokens,
-    penalties::logit_bias,
-    penalties::presence_and_frequency,
+/// The processors, in order, each with the name that explanations give it: the setting's.
+const PROCESSORS: &[Maker<dyn Processor>] = &[
+    ("sequence_bias", sequences::sequence_bias),
+    ("encoder_repetition_penalty", penalties::encoder_repetition),
+    ("repetition_penalty", penalties::repetition),
+    ("no_repeat_ngram_size", ngrams::no_repeat_ngram),
+    ("encoder_no_repeat_ngram_size", ngrams::encoder_no_repeat_ngram),
+    ("bad_words_ids", sequences::bad_words),
+    ("min_length", length::min_length),
+    ("min_new_tokens", length::min_new_tokens),
+    ("allowed_token_ids", constraints::allowed_tokens),
+    ("forced_bos_token_id", length::forced_bos),
+    ("forced_eos_token_id", length::forced_eos),
+    ("remove_invalid_values", invalid::remove_invalid),
+    ("exponential_decay_length_penalty", length::exponential_decay),
+    ("suppress_tokens", constraints::suppress_tokens),
+    ("begin_suppress_tokens", constraints::begin_suppress_tokens),
+    ("logit_bias", penalties::logit_bias),
+    ("presence_and_frequency_penalty", penalties::presence_and_frequency),
 ];
 
 /// The warpers of sampling, in order.
-const WARPERS: &[MakeWarper] = &[
-    filters::temperature,
-    entropy::top_h,
-    filters::top_k,
-    filters::top_p,
-    filters::min_p,
-    entropy::typical_p,
-    entropy::epsilon_cutoff,
-    entropy::eta_cutoff,
+const WARPERS: &[Maker<dyn Warper>] = &[
+    ("temperature", filters::temperature),
+    ("top_h", entropy::top_h),
+    ("top_k", filters::top_k),
+    ("top_p", filters::top_p),
+    ("min_p", filters::min_p),
+    ("typical_p", entropy::typical_p),
+    ("epsilon_cutoff", entropy::epsilon_cutoff),
+    ("eta_cutoff", entropy::eta_cutoff),
 ];
 
 /// The warpers behind them, whether sampling or not.
-const FINISHERS: &[MakeWarper] = &[watermark::green_list, watermark::synth_id_text, normalization::renormalize];
+const FINISHERS: &[Maker<dyn Warper>] = &[
+    ("watermarking_config", watermark::green_list),
+    ("watermarking_config", watermark::synth_id_text),
+    ("renormalize_logits", normalization::renormalize),
+];
+
+/// A step that is on.
+#[derive(Debug)]
+struct Step<S: ?Sized> {
+    name: &'static str,
+    run: Box<S>,
+}
+
+/// Those of `makers` that `settings` switch on.
+fn make<'a, S: ?Sized + 'a>(makers: impl Iterator<Item = &'a Maker<S>>, settings: &Settings<'_>) -> Vec<Step<S>> {
+    makers.filter_map(|&(name, make)| make(settings).map(|run| Step { name, run })).collect()
+}
 
 /// The steps that are on for one sequence.
 #[derive(Debug)]
 pub struct Pipeline {
-    processors: Vec<Box<dyn Processor>>,
-    warpers: Vec<Box<dyn Warper>>,
+    processors: Vec<Step<dyn Processor>>,
+    warpers: Vec<Step<dyn Warper>>,
     mends_nan: bool,
 }
 
@@ -114,8 +130,8 @@ impl Pipeline {
     pub fn new(settings: &Settings<'_>) -> Self {
         let warpers = if settings.sampling.do_sample { WARPERS } else { &[] };
         Self {
-            processors: PROCESSORS.iter().filter_map(|make| make(settings)).collect(),
-            warpers: warpers.iter().chain(FINISHERS).filter_map(|make| make(settings)).collect(),
+            processors: make(PROCESSORS.iter(), settings),
+            warpers: make(warpers.iter().chain(FINISHERS), settings),
             mends_nan: settings.sampling.remove_invalid_values,
         }
     }
@@ -127,27 +143,27 @@ impl Pipeline {
     }
 
     /// Puts a processor in front of the others.
-    pub fn prepend(&mut self, processor: Box<dyn Processor>) {
-        self.processors.insert(0, processor);
+    pub fn prepend(&mut self, name: &'static str, processor: Box<dyn Processor>) {
+        self.processors.insert(0, Step { name, run: processor });
     }
 
     /// Whether [`Pipeline::process`] would change anything.
     #[must_use]
     pub fn edits(&self, history: &History) -> bool {
-        self.processors.iter().any(|processor| processor.is_active(history))
+        self.processors.iter().any(|step| step.run.is_active(history))
     }
 
     /// Runs the processors over `logits` `[V]`.
     pub fn process(&self, history: &History, logits: &mut [f32]) {
-        for processor in self.processors.iter().filter(|processor| processor.is_active(history)) {
-            processor.process(history, logits);
+        for step in self.processors.iter().filter(|step| step.run.is_active(history)) {
+            step.run.process(history, logits);
         }
     }
 
     /// Runs the warpers.
     pub fn warp(&self, history: &History, candidates: &mut Candidates<'_>) {
-        for warper in &self.warpers {
-            warper.warp(history, candidates);
+        for step in &self.warpers {
+            step.run.warp(history, candidates);
         }
     }
 }

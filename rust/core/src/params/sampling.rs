@@ -79,6 +79,8 @@ pub struct Sampling<Id, Count, Seed> {
     pub logprobs: Option<Count>,
     /// Whether log probabilities come after the processors (true) or from the raw logits (false).
     pub processed_logprobs: bool,
+    /// Whether to tell what each step of the pipeline did to the chosen token and its distribution.
+    pub explain: bool,
 }
 
 /// Sampling parameters as given, before validation.
@@ -120,6 +122,7 @@ impl SamplingOptions {
             seed: 0,
             logprobs: None,
             processed_logprobs: false,
+            explain: false,
         }
     }
 }
@@ -186,6 +189,7 @@ impl SamplingParams {
             seed: seed.unwrap_or_default(),
             logprobs: options.logprobs.map(count),
             processed_logprobs: options.processed_logprobs,
+            explain: options.explain,
         }))
     }
 }

@@ -62,7 +62,7 @@ impl Candidates<'_> {
     }
 
     /// Writes all V logits as the draw sees them, -infinity (or what [`Candidates::rescore`] says) for tokens that were removed.
-    pub fn write_to(mut self, logits: &mut [f32]) {
+    pub fn write_to(&mut self, logits: &mut [f32]) {
         self.settle();
         if self.form == Form::List {
             logits.fill(self.removed);
