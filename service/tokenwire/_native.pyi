@@ -18,6 +18,7 @@ __all__ = [
     "ChatTemplate",
     "Detokenizer",
     "Emission",
+    "Explanation",
     "Generation",
     "InvalidParametersError",
     "Linear",
@@ -27,6 +28,8 @@ __all__ = [
     "RenderedChat",
     "Sampler",
     "SamplingParams",
+    "Standing",
+    "StepEffect",
     "StoppingParams",
     "TemplateError",
     "ThreadPool",
@@ -269,6 +272,7 @@ class SamplingParams:
         seed: int = 0,
         logprobs: int | None = None,
         processed_logprobs: bool = False,
+        explain: bool = False,
     ) -> Self:
         """Raises InvalidParametersError with every violation."""
 
@@ -335,6 +339,62 @@ class Generation:
         """
 
 @final
+class Standing:
+    """How a token stands in a distribution. Frozen."""
+
+    @property
+    def probability(self) -> float:
+        """Of the token, 0 to 1."""
+
+    @property
+    def rank(self) -> int:
+        """Its place by probability, from 1; among equals the lower id comes first."""
+
+    @property
+    def entropy(self) -> float:
+        """Of the distribution, in nats."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens whose probability is above 0 in float32: those that a draw can give."""
+
+@final
+class StepEffect:
+    """What one step of the pipeline did, seen from the chosen token. Frozen."""
+
+    @property
+    def name(self) -> str:
+        """The setting that switches the step on; ``presence_and_frequency_penalty`` for the step of the two."""
+
+    @property
+    def removed_token_count(self) -> int:
+        """Tokens that were not at -infinity before the step and are behind it."""
+
+    @property
+    def before(self) -> Standing | None:
+        """None where the logits are no distribution: they hold NaN, or nothing above -infinity."""
+
+    @property
+    def after(self) -> Standing | None:
+        """As ``before``, behind the step."""
+
+@final
+class Explanation:
+    """How a token came to be chosen. Frozen."""
+
+    @property
+    def model(self) -> Standing | None:
+        """In the model's own distribution; None where its logits are none."""
+
+    @property
+    def effects(self) -> list[StepEffect]:
+        """The steps that changed any logit, in the order in which they ran."""
+
+    @property
+    def outcome(self) -> Standing | None:
+        """In the distribution that the choice was made from; never None in an Emission."""
+
+@final
 class Emission:
     """What one step gave one sequence. Frozen."""
 
@@ -366,6 +426,10 @@ class Emission:
     @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """(token id, log probability), best first; empty unless asked for."""
+
+    @property
+    def explanation(self) -> Explanation | None:
+        """Why the token was chosen, when asked for; of the first 256 tokens of a sequence."""
 
     @property
     def error(self) -> str | None:

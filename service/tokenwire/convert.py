@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from tokenwire.config import LimitsConfig
-from tokenwire.engine.protocol import Finish, ModelInfo, TokenLogprobs
+from tokenwire.engine.protocol import Finish, ModelInfo, TokenExplanation, TokenLogprobs, TokenStanding
 from tokenwire.engine.resolution import Note
 from tokenwire.v1 import generation_pb2, model_service_pb2
 
@@ -42,6 +42,41 @@ def _token_logprob(
     token_id: int, logprob: float, rank: int, text_of: Callable[[int], str]
 ) -> generation_pb2.TokenLogprob:
     return generation_pb2.TokenLogprob(token_id=token_id, text=text_of(token_id), logprob=logprob, rank=rank)
+
+
+def explanations_of(
+    token_ids: Sequence[int], explanations: Sequence[TokenExplanation], text_of: Callable[[int], str]
+) -> list[generation_pb2.TokenExplanation]:
+    """Explanations of the first of these tokens; ``text_of`` gives a token's text alone."""
+    return [
+        generation_pb2.TokenExplanation(
+            token_id=token_id,
+            text=text_of(token_id),
+            model=_standing(explanation.model),
+            effects=[
+                generation_pb2.StepEffect(
+                    name=effect.name,
+                    removed_token_count=effect.removed_token_count,
+                    before=_standing(effect.before),
+                    after=_standing(effect.after),
+                )
+                for effect in explanation.effects
+            ],
+            outcome=_standing(explanation.outcome),
+        )
+        for token_id, explanation in zip(token_ids, explanations, strict=False)
+    ]
+
+
+def _standing(standing: TokenStanding | None) -> generation_pb2.TokenStanding | None:
+    if standing is None:
+        return None
+    return generation_pb2.TokenStanding(
+        probability=standing.probability,
+        rank=standing.rank,
+        entropy=standing.entropy,
+        token_count=standing.token_count,
+    )
 
 
 def finish_of(

@@ -50,6 +50,7 @@ class Output:
     prompt_logprobs: int | None = None
     echo: bool = False
     token_details: bool = False
+    explain: bool = False
 
 
 class Shape(NamedTuple):
@@ -80,6 +81,7 @@ def output_of(output: generation_pb2.OutputOptions) -> Output:
         prompt_logprobs=output.prompt_logprobs if output.HasField("prompt_logprobs") else None,
         echo=output.echo,
         token_details=output.token_details,
+        explain=output.explain,
     )
 
 
@@ -100,9 +102,12 @@ def checked_overrides(
         return GenerationOverrides()
     overrides = overrides_of(config)
     check_generation(overrides, bounds, violations, shape)
-    if output.logprobs is not None and chosen(overrides, bounds.info.defaults, "num_beams", 1) > 1:
+    if chosen(overrides, bounds.info.defaults, "num_beams", 1) > 1:
         # A beam's tokens come from several rows of several steps, whose logits are gone when it is known to be one.
-        violations.add("output.logprobs", "must be unset with num_beams above 1", output.logprobs)
+        if output.logprobs is not None:
+            violations.add("output.logprobs", "must be unset with num_beams above 1", output.logprobs)
+        if output.explain:
+            violations.add("output.explain", "must be false with num_beams above 1", True)
     return overrides
 
 
@@ -218,6 +223,7 @@ def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bou
         logprobs=output.logprobs,
         prompt_logprobs=output.prompt_logprobs,
         processed_logprobs=output.processed_logprobs,
+        explain=output.explain,
         skip_special_tokens=output.skip_special_tokens,
     )
     return Resolved(settings, resolution.notes, resolution.length_is_default)

@@ -8,7 +8,16 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tokenwire.engine.handle import EngineState
-from tokenwire.engine.protocol import Delta, Finish, ModelInfo, Stats, TokenLogprobs
+from tokenwire.engine.protocol import (
+    Delta,
+    Finish,
+    ModelInfo,
+    Stats,
+    StepEffect,
+    TokenExplanation,
+    TokenLogprobs,
+    TokenStanding,
+)
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
 from tokenwire.errors import EngineUnavailableError, ModelLoadError, QueueFullError
 
@@ -90,6 +99,17 @@ def model_info(**changes: object) -> ModelInfo:
     return ModelInfo(**{**fields, **changes})  # type: ignore[arg-type]
 
 
+MOST_EXPLAINED = 256
+
+
+def explanation_at(place: int) -> TokenExplanation:
+    """Of the token at a place of the answer, whose entropies tell which place it is."""
+    model = TokenStanding(0.25, 2, float(place), 9)
+    outcome = TokenStanding(0.5, 1, place + 0.5, 2)
+    effects = [StepEffect("remove_invalid_values", 0, None, model), StepEffect("top_k", 7, model, outcome)]
+    return TokenExplanation(None, effects, outcome)
+
+
 class FakeStream:
     """A TokenStream that a test feeds."""
 
@@ -132,9 +152,13 @@ class FakeStream:
         prompt_logprobs = None
         if settings.prompt_logprobs is not None and index == 0 and self._counts[0] == 0:
             prompt_logprobs = [TokenLogprobs(-float(place), place, []) for place in range(1, len(self.prompt_ids))]
+        explanations = None
+        if settings.explain:
+            places = range(self._counts[index], min(self._counts[index] + len(token_ids), MOST_EXPLAINED))
+            explanations = [explanation_at(place) for place in places]
         self._counts[index] += len(token_ids)
         end = self._finish(finish, index) if finish else None
-        self._deltas.append(Delta(0, list(token_ids), text, logprobs, end, index, prompt_logprobs))
+        self._deltas.append(Delta(0, list(token_ids), text, logprobs, end, index, prompt_logprobs, explanations))
         if end is not None:
             self._num_finished += 1
             if self._num_finished == settings.num_return_sequences:

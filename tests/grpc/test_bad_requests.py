@@ -255,6 +255,9 @@ async def test_beams_beyond_the_limit(start: Any) -> None:
     await service.generation.Generate(parse(config(num_beams=3), pb.GenerateRequest))
     scored = {**config(num_beams=2), "output": {"logprobs": 0}}
     assert (await failure(service.generation.Generate(parse(scored, pb.GenerateRequest)))).fields == {"output.logprobs"}
+    explained = {**config(num_beams=2), "output": {"logprobs": 0, "explain": True}}
+    refused = {"output.logprobs", "output.explain"}
+    assert (await failure(service.generation.Generate(parse(explained, pb.GenerateRequest)))).fields == refused
     more_sequences = config(num_return_sequences=3, num_beams=2, do_sample=True)
     failed = await failure(service.generation.Generate(parse(more_sequences, pb.GenerateRequest)))
     assert failed.fields == {f"{GC}.num_return_sequences"}
@@ -301,6 +304,8 @@ ACCEPTED: list[dict[str, Any]] = [
     {**config(guidance_scale=2), "negative_prompt": {"token_ids": [1]}},
     {**config(), "output": {"prompt_logprobs": 20, "echo": True, "token_details": True}},
     {**config(), "output": {"logprobs": 0}},
+    {**config(), "output": {"explain": True}},
+    {**config(num_beams=2), "output": {"explain": False}},
     {**config(), "output": {"logprobs": 20, "processed_logprobs": True}},
 ]
 

@@ -173,6 +173,7 @@ class FakeEmission:
     logprob: float | None = None
     rank: int | None = None
     top_logprobs: list[tuple[int, float]] = field(default_factory=list)
+    explanation: None = None
     error: str | None = None
 
 

@@ -240,6 +240,7 @@ def test_beams_come_whole_at_the_end() -> None:
         ({"guidance_scale": 2.0, "max_new_tokens": 127}, "rows"),
         ({"num_beams": 2, "guidance_scale": 2.0}, "guidance_scale"),
         ({"num_beams": 2, "logprobs": 0}, "logprobs"),
+        ({"num_beams": 2, "explain": True}, "explain"),
         ({"guidance_scale": 2.0, "negative_prompt": []}, "negative_prompt"),
         ({"guidance_scale": 2.0, "negative_prompt": [1] * 4094}, "context"),
     ],

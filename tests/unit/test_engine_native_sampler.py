@@ -1,8 +1,9 @@
 """The engine with the sampler in Rust: text, draws and failures are those of a sequence served alone."""
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from engine_fakes import NAN_TOKEN, VOCAB, FakeRunner, expected_answer
@@ -32,8 +33,12 @@ def tokenizer() -> Tokenizer:
 class Answer:
     tokens: list[int]
     text: str
-    last: Delta | None = None
+    deltas: list[Delta] = field(default_factory=list)
     failure: str | None = None
+
+    @property
+    def last(self) -> Delta | None:
+        return self.deltas[-1] if self.deltas else None
 
 
 def serve(
@@ -62,7 +67,7 @@ def serve(
             answer = answers[delta.request]
             answer.tokens += delta.token_ids
             answer.text += delta.text
-            answer.last = delta
+            answer.deltas.append(delta)
             open_requests -= delta.finish is not None
         for failure in outputs.failures:
             answers[failure.request].failure = f"{failure.kind}: {failure.message}"
@@ -126,6 +131,23 @@ def test_stops_are_reported_with_what_matched(tokenizer: Tokenizer) -> None:
             (entry,) = served.last.logprobs
             assert entry.top[0] == (served.tokens[-1], pytest.approx(entry.logprob))
             assert len(entry.top) == 2
+
+
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_each_token_is_explained_in_its_place(tokenizer: Tokenizer, drafts: int) -> None:
+    settings = GenerationSettings(
+        max_new_tokens=9, explain=True, logprobs=0, processed_logprobs=True, prompt_lookup_num_tokens=drafts
+    )
+    (served,), _ = serve(tokenizer, [[1, 2, 1, 2, 1, 2]], settings)
+    explanations = [each for delta in served.deltas for each in delta.explanations or ()]
+    logprobs = [each for delta in served.deltas for each in delta.logprobs]
+    assert len(explanations) == len(logprobs) == len(served.tokens) == 9
+    for explanation, position in zip(explanations, logprobs, strict=True):
+        assert explanation.effects == []
+        assert explanation.model == explanation.outcome
+        assert explanation.outcome is not None
+        assert math.log(explanation.outcome.probability) == pytest.approx(position.logprob, abs=1e-5)
+        assert explanation.outcome.rank == position.rank
 
 
 def test_settings_that_the_sampler_refuses_fail_alone(tokenizer: Tokenizer) -> None:

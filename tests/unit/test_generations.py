@@ -17,7 +17,7 @@ TOKENIZER = Tokenizer.from_json(
 
 ELSEWHERE = {
     # Passed by name, beside the two lists.
-    *("max_new_tokens", "logprobs", "processed_logprobs", "skip_special_tokens"),
+    *("max_new_tokens", "logprobs", "processed_logprobs", "explain", "skip_special_tokens"),
     # The scheduler's, not the sampler's.
     *("max_time", "deadline_aware", "num_return_sequences", "num_beams", "length_penalty", "early_stopping"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens", "prompt_logprobs"),

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenwire.engine.protocol import Delta, Finish, TokenLogprobs
+from tokenwire.engine.protocol import Delta, Finish, TokenExplanation, TokenLogprobs, TokenStanding
 from tokenwire.engine.stream import DeltaStream
 from tokenwire.errors import EngineUnavailableError, RequestAbortedError, RowFailedError
 
@@ -156,6 +156,18 @@ async def test_the_sequence_that_waited_longest_is_read_first() -> None:
     first, second = await anext(stream), await anext(stream)
     assert (first.sequence_index, first.token_ids) == (1, [0, 2])
     assert (second.sequence_index, second.token_ids) == (0, [1])
+
+
+async def test_explanations_are_merged_behind_one_another() -> None:
+    stream, _ = make_stream()
+    explained = [[TokenExplanation(TokenStanding(0.5, place, 1.0, 9), [], None)] for place in range(3)]
+    for token, explanations in enumerate([*explained, None]):
+        stream.push(Delta(9, [token], "", [], None, explanations=explanations))
+    merged = await anext(stream)
+    assert merged.token_ids == [0, 1, 2, 3]
+    assert merged.explanations == [explanation for each in explained for explanation in each]
+    stream.push(Delta(9, [4], "", [], None))
+    assert (await anext(stream)).explanations is None
 
 
 async def test_prompt_logprobs_survive_merging() -> None:

@@ -236,6 +236,7 @@ def test_output_defaults() -> None:
         "prompt_logprobs": 0,
         "echo": True,
         "token_details": True,
+        "explain": True,
     }
     assert validation_settings.output_of(generation_pb2.OutputOptions(**changes)) == Output(**changes)
 

@@ -13,7 +13,8 @@ from typing import Any, Generic, NamedTuple, Protocol
 
 from tokenwire._native import PromptLookup
 from tokenwire.engine.block_manager import BlockManager
-from tokenwire.engine.protocol import Delta, Submit, TokenLogprobs
+from tokenwire.engine.details import prepend_details
+from tokenwire.engine.protocol import Delta, Submit
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import EmissionLike, GenerationT
 from tokenwire.engine.scheduler import Schedule
@@ -192,12 +193,8 @@ class Drafts(Generic[GenerationT]):
                 deltas.append(delta)
             delta.token_ids[:0] = [emission.token_id for emission in emissions]
             delta.text = "".join(emission.text for emission in emissions) + delta.text
-            if row.wants_logprobs:
-                delta.logprobs[:0] = [
-                    TokenLogprobs(emission.logprob, emission.rank or 0, emission.top_logprobs)
-                    for emission in emissions
-                    if emission.logprob is not None
-                ]
+            if row.wants_details:
+                prepend_details(delta, emissions)
 
     def _ask_model(self, asks: list[tuple[Row[GenerationT], Ask]]) -> None:
         assert self._model is not None  # noqa: S101 - no request has a state that asks for it otherwise

@@ -10,6 +10,7 @@ from typing import Any, Generic, NamedTuple
 
 from tokenwire.engine.beams import BeamSearchLike, BeamStepLike
 from tokenwire.engine.block_manager import BlockManager
+from tokenwire.engine.details import prepend_details
 from tokenwire.engine.drafts import DraftModelLike, Drafts, Leading, drafts_of
 from tokenwire.engine.finish import beam_finish, sequence_finish
 from tokenwire.engine.group import RowFactory, select, take
@@ -26,7 +27,6 @@ from tokenwire.engine.protocol import (
     StepOutputs,
     Stop,
     Submit,
-    TokenLogprobs,
 )
 from tokenwire.engine.resident import resident_bytes
 from tokenwire.engine.row import Row
@@ -365,10 +365,9 @@ class Engine(Generic[GenerationT]):
             if emission.finish_reason is not None:
                 self._end(row)
                 finish = sequence_finish(row, emission, emission.finish_reason, now)
-            logprobs: list[TokenLogprobs] = []
-            if row.wants_logprobs and emission.logprob is not None:
-                logprobs.append(TokenLogprobs(emission.logprob, emission.rank or 0, emission.top_logprobs))
-            append(Delta(row.request, [token_id], emission.text, logprobs, finish, row.index))
+            append(Delta(row.request, [token_id], emission.text, [], finish, row.index))
+            if row.wants_details:
+                prepend_details(deltas[-1], (emission,))
         for cut in schedule.rows[schedule.num_sampled :]:
             cut.num_computed += len(cut.step_tokens)
         if not schedule.is_plain:

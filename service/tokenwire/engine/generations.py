@@ -68,6 +68,7 @@ def _sampling_params(settings: GenerationSettings, vocab_size: int) -> SamplingP
         min_tokens_to_keep=min_tokens_to_keep(settings),
         logprobs=settings.logprobs,
         processed_logprobs=settings.processed_logprobs,
+        explain=settings.explain,
         **{name: values[name] for name in SAMPLING_NAMES},
     )
 

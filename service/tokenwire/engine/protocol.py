@@ -121,6 +121,38 @@ class TokenLogprobs(msgspec.Struct, frozen=True, array_like=True):
     top: list[tuple[int, float]]
 
 
+class TokenStanding(msgspec.Struct, frozen=True, array_like=True):
+    """How a token stands in one distribution."""
+
+    probability: float
+    rank: int
+    """From 1."""
+    entropy: float
+    """Of the distribution, in nats."""
+    token_count: int
+    """Tokens whose probability is above 0."""
+
+
+class StepEffect(msgspec.Struct, frozen=True, array_like=True):
+    """What one step of the pipeline did, seen from the chosen token."""
+
+    name: str
+    removed_token_count: int
+    before: TokenStanding | None
+    """None where the logits are no distribution."""
+    after: TokenStanding | None
+
+
+class TokenExplanation(msgspec.Struct, frozen=True, array_like=True):
+    """Why one token was chosen."""
+
+    model: TokenStanding | None
+    """In the model's own distribution; None where its logits are none."""
+    effects: list[StepEffect]
+    outcome: TokenStanding | None
+    """In the distribution that the token was chosen from."""
+
+
 class Finish(msgspec.Struct, frozen=True, array_like=True):
     """How a sequence ended, and its figures."""
 
@@ -157,6 +189,8 @@ class Delta(msgspec.Struct, array_like=True):
     """From 0 within the request."""
     prompt_logprobs: list[TokenLogprobs] | None = None
     """On the first delta of sequence 0, when asked for: one per prompt token from the second on."""
+    explanations: list[TokenExplanation] | None = None
+    """When asked for: one per token that is among the first of its sequence."""
 
 
 FailureKind = Literal["row", "step", "capacity", "invalid"]

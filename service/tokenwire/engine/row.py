@@ -62,7 +62,7 @@ class Row(Generic[GenerationT]):
         "request",
         "step_tokens",
         "tokens",
-        "wants_logprobs",
+        "wants_details",
         "width",
     )
 
@@ -79,7 +79,8 @@ class Row(Generic[GenerationT]):
         """Prompt and generated tokens; taken over, not copied."""
         self.num_prompt = len(prompt_ids)
         self.max_new_tokens = submit.settings.max_new_tokens
-        self.wants_logprobs = submit.settings.logprobs is not None
+        self.wants_details = submit.settings.logprobs is not None or submit.settings.explain
+        """Whether more than its text is to be said of each token."""
         self.num_computed = 0
         """Tokens whose keys and values are in the KV cache."""
         self.block_table: list[int] = []

@@ -4,6 +4,62 @@ from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 
+class StandingLike(Protocol):
+    """What the engine reads of `tokenwire._native.Standing`."""
+
+    @property
+    def probability(self) -> float:
+        """Of the token."""
+
+    @property
+    def rank(self) -> int:
+        """Its place by probability, from 1."""
+
+    @property
+    def entropy(self) -> float:
+        """Of the distribution, in nats."""
+
+    @property
+    def token_count(self) -> int:
+        """Tokens whose probability is above 0."""
+
+
+class StepEffectLike(Protocol):
+    """What the engine reads of `tokenwire._native.StepEffect`."""
+
+    @property
+    def name(self) -> str:
+        """The step's name."""
+
+    @property
+    def removed_token_count(self) -> int:
+        """Tokens that it forbade."""
+
+    @property
+    def before(self) -> StandingLike | None:
+        """The chosen token before it."""
+
+    @property
+    def after(self) -> StandingLike | None:
+        """The chosen token behind it."""
+
+
+class ExplanationLike(Protocol):
+    """What the engine reads of `tokenwire._native.Explanation`."""
+
+    @property
+    def model(self) -> StandingLike | None:
+        """The chosen token in the model's own distribution."""
+
+    @property
+    def effects(self) -> Sequence[StepEffectLike]:
+        """What the steps did that changed something."""
+
+    @property
+    def outcome(self) -> StandingLike | None:
+        """The chosen token in the distribution that it was chosen from."""
+
+
 class EmissionLike(Protocol):
     """What the engine reads of `tokenwire._native.Emission`."""
 
@@ -38,6 +94,10 @@ class EmissionLike(Protocol):
     @property
     def top_logprobs(self) -> list[tuple[int, float]]:
         """The most likely tokens, when asked for."""
+
+    @property
+    def explanation(self) -> ExplanationLike | None:
+        """Why the token was chosen, when asked for."""
 
     @property
     def error(self) -> str | None:

@@ -160,6 +160,7 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False
+    explain: bool = False
     skip_special_tokens: bool = True
 
     @property

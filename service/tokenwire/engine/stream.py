@@ -41,6 +41,8 @@ class DeltaStream:
             texts.append(delta.text)
             merged.token_ids += delta.token_ids
             merged.logprobs += delta.logprobs
+            if delta.explanations is not None:
+                merged.explanations = [*(merged.explanations or ()), *delta.explanations]
             merged.finish = delta.finish
         if delta.finish is not None:
             self._num_unfinished -= 1

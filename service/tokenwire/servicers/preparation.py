@@ -294,5 +294,7 @@ def _append(delta: generation_pb2.GenerationDelta, sequence: generation_pb2.Gene
         sequence.logprobs.extend(delta.logprobs)
     if delta.tokens:
         sequence.tokens.extend(delta.tokens)
+    if delta.explanations:
+        sequence.explanations.extend(delta.explanations)
     if delta.prompt_logprobs:
         sequence.prompt_logprobs.extend(delta.prompt_logprobs)

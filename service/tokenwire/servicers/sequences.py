@@ -84,6 +84,7 @@ class SequenceWriter:
         "_details",
         "_echo",
         "_end",
+        "_explanations",
         "_index",
         "_logprobs",
         "_prompt_ids",
@@ -116,6 +117,7 @@ class SequenceWriter:
         self._end = 0
         self._token_ids: list[int] = []
         self._logprobs: list[generation_pb2.PositionLogprobs] = []
+        self._explanations: list[generation_pb2.TokenExplanation] = []
         self._prompt_logprobs: list[TokenLogprobs] = []
 
     def push(self, delta: Delta) -> StreamEvent | None:
@@ -123,6 +125,8 @@ class SequenceWriter:
         token_ids = delta.token_ids
         if delta.logprobs:
             self._logprobs += convert.position_logprobs_of(token_ids, delta.logprobs, self._text.token_text)
+        if delta.explanations:
+            self._explanations += convert.explanations_of(token_ids, delta.explanations, self._text.token_text)
         if delta.prompt_logprobs:
             self._prompt_logprobs = delta.prompt_logprobs
         if self._details is not None:
@@ -165,6 +169,10 @@ class SequenceWriter:
         if self._logprobs:
             message.logprobs.extend(self._logprobs[: len(token_ids)])
             self._logprobs = self._logprobs[len(token_ids) :]
+        if self._explanations:
+            # Fewer than tokens behind the last one that is explained.
+            message.explanations.extend(self._explanations[: len(token_ids)])
+            self._explanations = self._explanations[len(token_ids) :]
         if self._prompt_logprobs:
             message.prompt_logprobs.extend(
                 convert.position_logprobs_of(self._prompt_ids[1:], self._prompt_logprobs, self._text.token_text)
