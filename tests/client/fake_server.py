@@ -163,6 +163,19 @@ class FakeServer:
             detail = generation_pb2.TokenDetail(
                 id=100 + number, piece=piece, bytes=piece.encode(), text_range=text_range
             )
+            standing = generation_pb2.TokenStanding(probability=0.5, rank=2, entropy=1.5, token_count=40)
+            effects = [
+                generation_pb2.StepEffect(name="remove_invalid_values", after=standing),
+                generation_pb2.StepEffect(
+                    name="top_k",
+                    removed_token_count=38,
+                    before=standing,
+                    after=generation_pb2.TokenStanding(probability=0.625, rank=2, entropy=0.25, token_count=2),
+                ),
+            ]
+            explanation = generation_pb2.TokenExplanation(
+                token_id=100 + number, text=piece, effects=effects, outcome=effects[-1].after
+            )
             yield generation_pb2.GenerationDelta(
                 sequence_index=index,
                 text=piece,
@@ -171,6 +184,8 @@ class FakeServer:
                 logprobs=[position] if output.HasField("logprobs") else [],
                 tokens=[detail] if output.token_details else [],
                 prompt_logprobs=[position] if output.HasField("prompt_logprobs") and index == number == 0 else [],
+                # The server's 256, for short answers.
+                explanations=[explanation] if output.explain and number < 2 else [],
             )
 
     @staticmethod
@@ -207,6 +222,7 @@ class FakeServer:
             logprobs=[position for each in deltas for position in each.logprobs],
             tokens=[token for each in deltas for token in each.tokens],
             prompt_logprobs=[position for each in deltas for position in each.prompt_logprobs],
+            explanations=[explanation for each in deltas for explanation in each.explanations],
             finish=self._finish(len(deltas), index, beams=request.generation_config.num_beams > 1),
         )
 

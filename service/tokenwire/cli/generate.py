@@ -6,6 +6,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from tokenwire.cli.answer import show, show_stats, show_whole
+from tokenwire.cli.explanation import show_explanations
 from tokenwire.cli.options import ConfigFile, ConnectionFlags, GenerationFlags, ModelId, NegativePrompt, Stats
 from tokenwire.cli.output import stderr, stdout
 from tokenwire.client import Generation, Stream
@@ -32,6 +33,13 @@ def generate(
     /,
     *,
     negative_prompt: NegativePrompt = None,
+    explain: Annotated[
+        bool,
+        Parameter(
+            help="Print, behind the answer, what each setting did to the distribution of each of its first 256 tokens.",
+            negative=(),
+        ),
+    ] = False,
     stats: Stats = False,
     model: ModelId = "",
     config: ConfigFile = None,
@@ -40,17 +48,23 @@ def generate(
 ) -> int:
     """Continue a prompt and print the text as it arrives; beams are printed when they are complete."""
     text = text_or_stdin(prompt, "prompt")
-    options = generation.options()
+    options, asked = generation.options(), explain or None
     with connection.connect() as client:
         out, err = stdout(), stderr()
         answer: Stream | Generation
         if (generation.num_beams or 1) > 1:
-            answer, watch = show_whole(
-                lambda: client.generate(text, model=model, negative_prompt=negative_prompt, **options), out, err
+            whole, watch = show_whole(
+                lambda: client.generate(text, model=model, negative_prompt=negative_prompt, explain=asked, **options),
+                out,
+                err,
             )
+            answer = whole
         else:
-            answer = client.stream(text, model=model, negative_prompt=negative_prompt, **options)
+            answer = client.stream(text, model=model, negative_prompt=negative_prompt, explain=asked, **options)
             watch = show(answer, out, err)
+            whole = answer.result()
+        if explain:
+            show_explanations(whole, out)
         if stats:
             show_stats(answer, watch, client.model(), err)
     return 0

@@ -90,6 +90,35 @@ def _tokens(messages: Iterable[generation_pb2.TokenDetail]) -> tuple[results.Tok
     )
 
 
+def _explanations(
+    messages: Iterable[generation_pb2.TokenExplanation],
+) -> tuple[results.TokenExplanation, ...]:
+    return tuple(
+        results.TokenExplanation(
+            each.token_id,
+            each.text,
+            _standing(each, "model"),
+            tuple(
+                results.StepEffect(
+                    effect.name, effect.removed_token_count, _standing(effect, "before"), _standing(effect, "after")
+                )
+                for effect in each.effects
+            ),
+            _standing(each, "outcome"),
+        )
+        for each in messages
+    )
+
+
+def _standing(
+    message: generation_pb2.TokenExplanation | generation_pb2.StepEffect, name: Any
+) -> results.TokenStanding | None:
+    if not message.HasField(name):
+        return None
+    standing = getattr(message, name)
+    return results.TokenStanding(standing.probability, standing.rank, standing.entropy, standing.token_count)
+
+
 def start(message: generation_pb2.GenerationStart) -> results.Start:
     """A Start."""
     return results.Start(
@@ -111,6 +140,7 @@ def delta(message: generation_pb2.GenerationDelta) -> results.Delta:
         message.sequence_index,
         _tokens(message.tokens),
         _logprobs(message.prompt_logprobs),
+        _explanations(message.explanations),
     )
 
 
@@ -153,6 +183,7 @@ def _sequence(message: generation_pb2.GeneratedSequence) -> results.GeneratedSeq
         _logprobs(message.logprobs),
         finish(message.finish),
         _tokens(message.tokens),
+        _explanations(message.explanations),
     )
 
 

@@ -92,6 +92,46 @@ class TokenDetail:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenStanding:
+    """How a token stands in one distribution."""
+
+    probability: float
+    rank: int
+    """Place of the token by probability, from 1."""
+    entropy: float
+    """Of the distribution, in nats."""
+    token_count: int
+    """Tokens whose probability is above 0."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEffect:
+    """What one step between the model's logits and the choice did, seen from the chosen token."""
+
+    name: str
+    """The setting that switches the step on, for example repetition_penalty or top_k."""
+    removed_token_count: int
+    """Tokens that the step forbade."""
+    before: TokenStanding | None
+    """None where the logits are no distribution: they hold NaN, or forbid every token."""
+    after: TokenStanding | None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenExplanation:
+    """Why a token was chosen."""
+
+    token_id: int
+    text: str
+    model: TokenStanding | None
+    """In the model's own distribution; None where its logits are none."""
+    effects: tuple[StepEffect, ...]
+    """The steps that changed something, in order."""
+    outcome: TokenStanding | None
+    """In the distribution that the token was chosen from."""
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """First event of a stream: what the server is about to do."""
 
@@ -122,6 +162,8 @@ class Delta:
     """One per token when token_details was asked for, else empty."""
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, when asked for; only in the first delta of sequence 0."""
+    explanations: tuple[TokenExplanation, ...] = ()
+    """One per token that is among the first 256 of its sequence, when explain was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +193,8 @@ class GeneratedSequence:
     finish: Finish
     tokens: tuple[TokenDetail, ...] = ()
     """One per token when token_details was asked for, else empty."""
+    explanations: tuple[TokenExplanation, ...] = ()
+    """One for each of the first 256 tokens when explain was asked for, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +231,11 @@ class Generation:
     def tokens(self) -> tuple[TokenDetail, ...]:
         """One per token when token_details was asked for, else empty."""
         return self.sequences[0].tokens
+
+    @property
+    def explanations(self) -> tuple[TokenExplanation, ...]:
+        """One for each of the first 256 tokens when explain was asked for, else empty."""
+        return self.sequences[0].explanations
 
     @property
     def finish(self) -> Finish:

@@ -17,6 +17,7 @@ from tokenwire.client.results import (
     PositionLogprobs,
     Start,
     TokenDetail,
+    TokenExplanation,
 )
 
 
@@ -29,6 +30,7 @@ class SequenceRecord:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[PositionLogprobs] = field(default_factory=list)
     tokens: list[TokenDetail] = field(default_factory=list)
+    explanations: list[TokenExplanation] = field(default_factory=list)
 
     def take(self, delta: Delta) -> None:
         """Note one delta."""
@@ -36,11 +38,17 @@ class SequenceRecord:
         self.token_ids += delta.token_ids
         self.logprobs += delta.logprobs
         self.tokens += delta.tokens
+        self.explanations += delta.explanations
 
     def whole(self, finish: Finish) -> GeneratedSequence:
         """The sequence that ended with ``finish``."""
         return GeneratedSequence(
-            "".join(self.texts), tuple(self.token_ids), tuple(self.logprobs), finish, tuple(self.tokens)
+            "".join(self.texts),
+            tuple(self.token_ids),
+            tuple(self.logprobs),
+            finish,
+            tuple(self.tokens),
+            tuple(self.explanations),
         )
 
 

@@ -152,6 +152,8 @@ class OutputOptions(TypedDict, total=False):
     """Put the prompt's text in front of the answer. Default: false."""
     token_details: bool | None
     """Each token's piece, bytes and place in the text. Default: false."""
+    explain: bool | None
+    """What every setting did to the distribution of each of the first 256 tokens. Not with beams. Default: false."""
 
 
 class CallOptions(TypedDict, total=False):
