@@ -28,6 +28,7 @@ def seeds() -> list[tuple[str, bytes]]:
     generate.generation_config.logit_bias[7] = 1.5
     generate.generation_config.stop_strings.values.append("END")
     generate.output.logprobs = 2
+    generate.output.explain = True
     talk = conversation(("system", "be brief"), ("user", "hi"))
     talk.messages.append(chat_pb2.ChatMessage(role="assistant", tool_calls=[chat_pb2.ToolCall(name="f")]))
     talk.messages[-1].tool_calls[0].arguments_json = '{"a": 1}'

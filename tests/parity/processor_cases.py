@@ -100,8 +100,8 @@ def require(condition: bool) -> None:
 # ---- transformers ------------------------------------------------------------------------------------------------
 
 
-class BiasAndPenalties(LogitsProcessor):  # type: ignore[misc]
-    """The three settings that transformers does not have, by the formulas of generation.proto."""
+class LogitBias(LogitsProcessor):  # type: ignore[misc]
+    """A setting that transformers does not have, by the formula of generation.proto."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -110,6 +110,17 @@ class BiasAndPenalties(LogitsProcessor):  # type: ignore[misc]
         scores = scores.clone()
         for token, bias in self.case.logit_bias:
             scores[:, token] += np.float32(bias)
+        return scores
+
+
+class PresenceAndFrequency(LogitsProcessor):  # type: ignore[misc]
+    """Two more of them."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        scores = scores.clone()
         for token in set(self.case.generated):
             times = np.float32(self.case.generated.count(token))
             scores[:, token] -= np.float32(self.case.presence_penalty) + np.float32(self.case.frequency_penalty) * times
@@ -233,7 +244,7 @@ def processors_of(case: Case) -> LogitsProcessorList:
         encoder_input_ids=torch.tensor([case.prompt]),
         prefix_allowed_tokens_fn=None if allowed is None else lambda *_: list(allowed),
         device="cpu",
-        logits_processor=LogitsProcessorList([BiasAndPenalties(case)]),
+        logits_processor=LogitsProcessorList([LogitBias(case), PresenceAndFrequency(case)]),
     )
 
 
@@ -252,6 +263,10 @@ def stages(case: Case, *, with_doubt: bool = True) -> list[Stage]:
     scores = torch.from_numpy(case.logits.copy()).repeat(copies, 1)
     found: list[Stage] = []
     is_mended = not case.remove_invalid_values
+    if case.unconditional is not None:
+        # transformers makes NaN of a token that both rows forbid, and mending then makes it likely: here it stays
+        # forbidden.
+        require(is_mended or not bool(np.isneginf(case.logits)[np.isneginf(case.unconditional)].any()))
     with defined_rounding():
         for processor in processors_of(case):
             before, scores = scores, processor(input_ids, scores)
@@ -296,6 +311,11 @@ def _doubtful(
     normalized = row.log_softmax(dim=-1)
     p = normalized.exp()
     distance = (-normalized + (normalized * p).nansum()).abs()
+    if isinstance(processor, logits_process.TopHLogitsWarper):
+        # The term of a token whose probability is almost 1 is off by as much as float32 rounds that probability, and
+        # the logarithm of the sum that its logit is subtracted from.
+        off = 3e-7 + 2.4e-7 * float(row[kept].abs().max())
+        share += min(off / max(-float((normalized * p).nansum()), 1e-30), 1.0)
     # What torch's float32 makes of a sum of probabilities, in the orders that the filters sort them into, beside what
     # ours are off by: at 50,000 tokens with ties that is more than 4e-5.
     orders = [row, row.sort().values, row[distance.argsort(stable=True)]]
