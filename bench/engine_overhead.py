@@ -37,7 +37,6 @@ class NoModel:
     vocab_size = VOCAB
     context_length = 1_000_000
     block_size = BLOCK_SIZE
-    max_prefill_rows = None
     supports_chunked_prefill = True
     shares_blocks = True
     supports_drafts = True

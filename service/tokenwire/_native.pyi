@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_LENGTH_PENALTY",
+    "MAX_SYNTH_ID_KEYS",
     "Aligner",
     "BeamAnswer",
     "BeamSearch",
@@ -41,6 +43,12 @@ __all__ = [
 ]
 
 __version__: str
+
+MAX_SYNTH_ID_KEYS: int
+"""Most keys of a SynthID watermark."""
+
+MAX_LENGTH_PENALTY: float
+"""Largest amount of BeamSearch's length_penalty, either way."""
 
 class InvalidParametersError(ValueError):
     """One or more parameters are outside their range.
@@ -313,13 +321,15 @@ class Generation:
     ) -> Self:
         """Start a sequence behind ``prompt_ids``. Raises InvalidParametersError for ids outside the vocabulary.
 
-        ``healed_token_id``: the token that was taken off the prompt's end. The first token must be one of its
-        ``Tokenizer.extensions``, and its text is left out of the answer; without extensions nothing changes.
+        ``healed_token_id``: the token that was taken off the prompt's end. The first token is the most likely one of
+        its ``Tokenizer.extensions``; the text of ``healed_token_id`` is left out of the answer. It belongs to the
+        prompt: no setting acts on it, no length counts it, and of the stops only a stop string ends the sequence with
+        it. Without extensions nothing changes.
         """
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
+        """Tokens generated so far, a healed one not counted."""
 
     @property
     def is_finished(self) -> bool: ...
@@ -478,7 +488,12 @@ class Sampler:
         """
 
     def logprobs_of(
-        self, logits: NDArray[np.float32] | NDArray[np.uint16], token_ids: Iterable[int] | NDArray[np.int64], count: int
+        self,
+        logits: NDArray[np.float32] | NDArray[np.uint16],
+        token_ids: Iterable[int] | NDArray[np.int64],
+        count: int,
+        *,
+        remove_invalid_values: bool = False,
     ) -> list[tuple[float, int, list[tuple[int, float]]]]:
         """Log probabilities of tokens that were given, not chosen, from the logits as they are.
 
@@ -486,7 +501,7 @@ class Sampler:
         the ``count`` most likely tokens with theirs, best first.
 
         Raises ValueError on a shape mismatch, on a token outside the vocabulary, and where a row holds NaN or nothing
-        above -infinity.
+        above -infinity; with ``remove_invalid_values`` such values are replaced first, as SamplingParams' would be.
         """
 
     def processed_logits(

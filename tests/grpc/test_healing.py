@@ -3,9 +3,11 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from fakes import FakeEngine, FakeStream, model_info, tokenizer_json
 from harness import Service
+from test_statuses import failure
 
 from tokenwire.v1 import generation_pb2, generation_service_pb2
 
@@ -25,6 +27,8 @@ def merging_tokenizer() -> str:
 def answer_stop(stream: FakeStream) -> None:
     """As the sampler gives it: the healed token's text without what the prompt ends with."""
     stream.push("o", [STO])
+    # As the engine counts it: the prompt as it was given, and the tokens behind the healed one.
+    stream.finish_changes = {"prompt_token_count": len(stream.prompt_ids) + 1, "completion_token_count": 1}
     stream.push("p", [ord("p")], "length")
 
 
@@ -49,11 +53,12 @@ async def test_the_last_token_is_taken_off_the_prompt(service: Service) -> None:
     reply = await service.generation.Generate(request("a st", echo=True, token_details=True))
     (stream,) = service.engine.streams
     assert stream.prompt_ids == list(b"a ")
-    assert (stream.settings.healed_prefix, stream.settings.max_new_tokens) == ("st", 3)
+    assert (stream.settings.healed_token_id, stream.settings.max_new_tokens) == (ST, 2)
     # The settings in force are those of the request.
     assert reply.start.generation_config.max_new_tokens == 2
     assert reply.start.generation_config.token_healing
     (sequence,) = reply.sequences
+    assert reply.start.prompt_token_count == sequence.finish.usage.prompt_token_count == 3
     assert sequence.text == "a stop"
     assert list(sequence.token_ids) == [STO, ord("p")]
     assert [(token.piece, token.text_range.start, token.text_range.end) for token in sequence.tokens] == [
@@ -71,7 +76,7 @@ async def test_streamed(service: Service) -> None:
 async def test_where_nothing_is_to_be_healed(service: Service, text: str) -> None:
     await service.generation.Generate(request(text))
     (stream,) = service.engine.streams
-    assert (stream.settings.healed_prefix, stream.settings.max_new_tokens) == ("", 2)
+    assert (stream.settings.healed_token_id, stream.settings.max_new_tokens) == (None, 2)
 
 
 async def test_token_ids_are_left_alone(service: Service) -> None:
@@ -85,7 +90,33 @@ async def test_each_prompt_of_a_batch(service: Service) -> None:
         generation_config=generation_pb2.GenerationConfig(token_healing=True),
     )
     await service.generation.GenerateBatch(batch)
-    assert {(bytes(stream.prompt_ids), stream.settings.healed_prefix) for stream in service.engine.streams} == {
-        (b"a ", "st"),
-        (b"b", ""),
+    assert {(bytes(stream.prompt_ids), stream.settings.healed_token_id) for stream in service.engine.streams} == {
+        (b"a ", ST),
+        (b"b", None),
     }
+
+
+@pytest.mark.parametrize("count", [125, 126, 127])
+async def test_the_negative_prompt_leaves_room_for_the_healed_token_too(service: Service, count: int) -> None:
+    """Context 128 and two new tokens: behind the negative prompt comes the healed token as well."""
+    call = request("a st")
+    call.generation_config.guidance_scale = 2.0
+    call.negative_prompt.token_ids.extend([65] * count)
+    if count == 125:
+        await service.generation.Generate(call)
+        return
+    failed = await failure(service.generation.Generate(call))
+    (violation,) = failed.details["BadRequest"].field_violations
+    assert violation.field == "negative_prompt"
+    assert "and the healed token" in violation.description
+
+
+async def test_prompt_logprobs_are_of_the_prompt_as_it_was_given(service: Service) -> None:
+    def answer(stream: FakeStream) -> None:
+        stream.settings = msgspec.structs.replace(stream.settings, prompt_logprobs=0)
+        stream.prompt_ids.append(ST)
+        stream.push("o", [STO], "length")
+
+    service.engine.script = answer
+    reply = await service.generation.Generate(request("a st", prompt_logprobs=0))
+    assert [position.chosen.token_id for position in reply.sequences[0].prompt_logprobs] == [ord(" "), ST]

@@ -251,6 +251,17 @@ def test_logprobs_of_given_tokens_refuse_what_has_none() -> None:
     assert sampler.logprobs_of(logits[:0], [], 3) == []
 
 
+def test_logprobs_of_given_tokens_on_mended_logits() -> None:
+    """With remove_invalid_values, as torch.nan_to_num mends them for transformers' processor."""
+    logits = np.random.default_rng(4).standard_normal((3, VOCAB)).astype(np.float32)
+    logits[0, 2], logits[1, 3], logits[2, 1] = np.nan, -np.inf, np.nan
+    limits = np.finfo(np.float32)
+    mended = np.nan_to_num(logits, nan=0.0, posinf=limits.max, neginf=limits.min)
+    sampler = _native.Sampler()
+    entries = sampler.logprobs_of(logits, [2, 3, 4], 3, remove_invalid_values=True)
+    assert entries == sampler.logprobs_of(mended, [2, 3, 4], 3)
+
+
 @pytest.mark.parametrize("processed", [False, True])
 @given(st.integers(0, 2**32), st.sampled_from([{}, {"top_k": 4}, {"top_k": 0, "suppress_tokens": [0, 5, 6]}]))
 def test_the_rank_of_a_chosen_token(processed: bool, seed: int, settings: dict[str, Any]) -> None:

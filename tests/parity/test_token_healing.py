@@ -3,6 +3,7 @@
 import random
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -42,8 +43,8 @@ class NativeEntries:
     def __init__(self, tokenizer: _native.Tokenizer) -> None:
         self._tokenizer = tokenizer
 
-    def healable_entry(self, token_id: int) -> str | None:
-        return self._tokenizer.id_to_token(token_id) if len(self._tokenizer.extensions(token_id)) > 1 else None
+    def is_healable(self, token_id: int) -> bool:
+        return len(self._tokenizer.extensions(token_id)) > 1
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -99,7 +100,7 @@ async def test_the_healed_token_is_that_of_transformers(
         prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
         with torch.inference_mode():
             theirs = model.heal_tokens(torch.tensor([ids]), reference)[0].tolist()
-        if not healed.healed_prefix:
+        if healed.healed_token_id is None:
             assert prompt == theirs == ids
             continue
         new, answer = greedy(model, native, prompt, healed)
@@ -113,6 +114,12 @@ async def test_the_healed_token_is_that_of_transformers(
         # A token may begin inside a character.
         assert given == "\ufffd" or text.endswith(given)
         assert len(new) <= 5
+        # What comes behind the healed token is what transformers gives behind it.
+        with torch.inference_mode():
+            wanted = model.generate(
+                torch.tensor([[*prompt, new[0]]]), max_new_tokens=4, do_sample=False, eos_token_id=None, pad_token_id=0
+            )
+        assert [*prompt, *new] == wanted[0].tolist()
     assert compared > 40
 
 
@@ -122,7 +129,18 @@ def test_the_first_token_extends_the_dropped_one_whatever_the_model_wants(native
     assert dropped in allowed
     assert len(allowed) > 1
     make = generation_factory(native, tiny_models.MODEL_VOCAB_SIZE)
-    settings = GenerationSettings(max_new_tokens=3, token_healing=True, healed_prefix=native.id_to_token(dropped) or "")
+    # Whatever else is set: it acts on the tokens behind the healed one.
+    settings = GenerationSettings(
+        max_new_tokens=3,
+        token_healing=True,
+        healed_token_id=dropped,
+        do_sample=True,
+        temperature=9.0,
+        suppress_tokens=tuple(allowed),
+        begin_suppress_tokens=(1, 2),
+        forced_bos_token_id=3,
+        repetition_penalty=4.0,
+    )
     generation = make(Submit(request=0, prompt_ids=[5], settings=settings))
     sampler = _native.Sampler()
     generator = np.random.default_rng(0)
@@ -132,9 +150,22 @@ def test_the_first_token_extends_the_dropped_one_whatever_the_model_wants(native
     expected[allowed] = row[allowed]
     expected[dropped] += 1
     np.testing.assert_array_equal(processed, expected)
-    sampler.step(row[None], [generation])
-    # Only the first step.
-    np.testing.assert_array_equal(sampler.processed_logits(row, generation), row)
+    (emission,) = sampler.step(row[None], [generation])
+    assert emission.token_id == int(np.argmax(expected))
+    assert generation.num_generated == 0
+    # From then on, as behind a prompt that ends with that token.
+    plain = make(
+        Submit(
+            request=0,
+            prompt_ids=[5, emission.token_id],
+            settings=msgspec.structs.replace(settings, token_healing=False, healed_token_id=None),
+        )
+    )
+    for _ in range(3):
+        np.testing.assert_array_equal(sampler.processed_logits(row, generation), sampler.processed_logits(row, plain))
+        pair = sampler.step(np.stack([row, row]), [generation, plain])
+        assert pair[0].token_id == pair[1].token_id
+    assert generation.is_finished
 
 
 def test_extensions_are_those_of_a_search(native: _native.Tokenizer) -> None:
@@ -167,6 +198,5 @@ async def test_the_healed_token_belongs_to_the_prompt(native: _native.Tokenizer)
     prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
     assert given == native.decode(ids[-1:])
     assert prompt == ids[:-1]
-    assert healed.healed_prefix == native.id_to_token(ids[-1])
-    assert (healed.max_new_tokens, healed.min_new_tokens) == (5, 3)
-    assert healed.exponential_decay_length_penalty == (4, 1.5)
+    # Nothing else changes: the healed token takes the place of the one that was given.
+    assert healed == msgspec.structs.replace(settings, healed_token_id=ids[-1])

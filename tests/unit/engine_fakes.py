@@ -70,7 +70,6 @@ class FakeRunner:
     num_blocks: int = 64
     block_size: int = 4
     context_length: int = 4096
-    max_prefill_rows: int | None = None
     supports_chunked_prefill: bool = True
     supports_drafts: bool = True
     shares_blocks: bool = True
@@ -209,11 +208,16 @@ class FakeSampler:
         return emissions
 
     def logprobs_of(
-        self, logits: NDArray[np.float32], token_ids: Sequence[int], count: int
+        self,
+        logits: NDArray[np.float32],
+        token_ids: Sequence[int],
+        count: int,
+        *,
+        remove_invalid_values: bool = False,
     ) -> list[tuple[float, int, list[tuple[int, float]]]]:
         """The token and the greedy one, in place of probabilities."""
         assert len(logits) == len(token_ids)
-        if np.isnan(logits).any():
+        if np.isnan(logits).any() and not remove_invalid_values:
             raise ValueError("the logits hold NaN")
         return [
             (-float(token), 1, [(int(row.argmax()), 0.0)] * count) for token, row in zip(token_ids, logits, strict=True)
@@ -227,6 +231,8 @@ class FakeSampler:
         emissions = []
         for number, generation in enumerate(generations):
             row = logits[number]
+            if np.isnan(row).any() and generation.settings.remove_invalid_values:
+                row = np.zeros_like(row)
             if np.isnan(row).any():
                 emissions.append(FakeEmission(-1, error="the logits hold NaN"))
                 continue

@@ -57,7 +57,7 @@ KINDS: dict[str, st.SearchStrategy[Any]] = {
     "max_time": st.none() | st.floats(allow_nan=False),
     "top_h": st.none() | FLOATS,
 }
-OUTPUT_ONLY = {"logprobs", "prompt_logprobs", "processed_logprobs", "explain", "skip_special_tokens", "healed_prefix"}
+OUTPUT_ONLY = {"logprobs", "prompt_logprobs", "processed_logprobs", "explain", "skip_special_tokens", "healed_token_id"}
 BY_TYPE = {int: INTS, float: FLOATS, bool: st.booleans()}
 
 

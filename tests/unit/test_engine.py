@@ -96,7 +96,6 @@ prompts = st.lists(st.lists(st.integers(0, 95), min_size=1, max_size=25), min_si
     st.integers(1, 5),
     st.integers(10, 40),
     st.booleans(),
-    st.none() | st.just(1),
 )
 def test_tokens_depend_on_nothing_but_the_prompt(
     texts: list[list[int]],
@@ -105,14 +104,12 @@ def test_tokens_depend_on_nothing_but_the_prompt(
     block_size: int,
     num_blocks: int,
     chunked: bool,
-    max_prefill_rows: int | None,
 ) -> None:
     """Any batch, chunk size, block size and number of preemptions gives the tokens of a sequence served alone."""
     runner = FakeRunner(
         num_blocks=num_blocks,
         block_size=block_size,
         supports_chunked_prefill=chunked,
-        max_prefill_rows=max_prefill_rows,
     )
     served = Served(runner, max_running=max_running, max_step_tokens=max_step_tokens)
     for request, prompt in enumerate(texts):

@@ -364,6 +364,36 @@ def test_a_prompt_without_probabilities_fails_alone(max_step_tokens: int) -> Non
     assert served.tokens(1) == expected_answer([1, 2, 3], 3)
 
 
+def test_a_prompt_whose_logits_are_mended_has_probabilities() -> None:
+    served = Served()
+    served.submit(0, [NAN_TOKEN, 2, 3], 2, prompt_logprobs=0, remove_invalid_values=True)
+    served.run()
+    assert not served.failures
+    scored = served.deltas[0][0].prompt_logprobs
+    assert scored is not None
+    assert [entry.logprob for entry in scored] == [-2.0, -3.0]
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_the_logits_of_scored_prompts_are_bounded_by_pass_not_by_prompt(chunked: bool) -> None:
+    """Prompts that are each short enough share a pass only as far as the logits of all of them are."""
+    runner = FakeRunner(supports_chunked_prefill=chunked)
+    served = Served(runner, max_step_tokens=64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prompt_logprobs, "MAX_LOGITS_BYTES", 4 * runner.vocab_size * 7)
+        for request in range(6):
+            served.submit(request, [request + 1, *range(10, 14)], 3, prompt_logprobs=0)
+        served.submit(6, [9] * 20, 3)
+        served.run()
+    assert not served.failures
+    for batch in runner.batches:
+        scored = [
+            count for count, tokens in zip(batch.num_logits, batch.token_ids, strict=True) if 1 < count <= len(tokens)
+        ]
+        assert sum(scored) <= 7
+    assert max(max(batch.num_logits) for batch in runner.batches) == 5
+
+
 @given(
     groups.requests,
     st.lists(st.sampled_from([{}, {"num_assistant_tokens": 3}, {"prompt_lookup_num_tokens": 4}]), min_size=1),

@@ -21,7 +21,7 @@ ELSEWHERE = {
     # The scheduler's, not the sampler's.
     *("max_time", "deadline_aware", "num_return_sequences", "num_beams", "length_penalty", "early_stopping"),
     *("prompt_lookup_num_tokens", "max_matching_ngram_size", "num_assistant_tokens", "prompt_logprobs"),
-    *("token_healing", "healed_prefix"),
+    *("token_healing", "healed_token_id"),
 }
 
 

@@ -41,7 +41,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running=st.integers(1, 6),
         max_step_tokens=st.integers(1, 20),
         chunked=st.booleans(),
-        max_prefill_rows=st.none() | st.integers(1, 2),
     )
     def start(
         self,
@@ -50,19 +49,16 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_running: int,
         max_step_tokens: int,
         chunked: bool,
-        max_prefill_rows: int | None,
     ) -> None:
         self.blocks = BlockManager(num_blocks, block_size)
         self.budget = max_step_tokens
         self.max_running = max_running
         self.chunked = chunked
-        self.max_prefill_rows = max_prefill_rows
         self.scheduler: Scheduler[None] = Scheduler(
             self.blocks,
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             supports_chunked_prefill=chunked,
-            max_prefill_rows=max_prefill_rows,
         )
         self.accepted = 0
         self.alive: list[Row[None]] = []
@@ -95,7 +91,6 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert all(not row.is_prefilling and len(row.step_tokens) == 1 for row in decode)
         assert all(row.is_prefilling and row.step_tokens for row in prefill)
         assert len(rows) <= self.max_running
-        assert len(prefill) <= (self.max_prefill_rows or self.max_running)
         tokens = sum(len(row.step_tokens) for row in rows)
         if self.chunked:
             assert tokens <= self.budget

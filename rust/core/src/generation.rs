@@ -4,7 +4,7 @@ use crate::detokenizer::Detokenizer;
 use crate::error::Result;
 use crate::logits::candidates::RowError;
 use crate::logits::explanation::{self, Explanation};
-use crate::logits::healing::{self, TokenHealing};
+use crate::logits::healing::TokenHealing;
 use crate::logits::history::History;
 use crate::logits::logprobs::Logprobs;
 use crate::logits::{Pipeline, Settings, eos};
@@ -82,6 +82,8 @@ pub struct Generation {
     sampling: Arc<SamplingParams>,
     stopping: Arc<StoppingParams>,
     pipeline: Pipeline,
+    /// Chooses the first token where it takes the place of the prompt's last one.
+    healing: Option<Pipeline>,
     history: History,
     sequence_index: u64,
     detokenizer: Detokenizer,
@@ -132,6 +134,7 @@ impl Generation {
         let prompt = checked_ids("prompt_ids", prompt_ids, sampling.vocab_size)?;
         Ok(Self {
             pipeline: Pipeline::new(&Settings { sampling: &sampling, stopping: &stopping }),
+            healing: None,
             history: History::new(prompt),
             sequence_index,
             detokenizer: Detokenizer::new(tokenizer, skip_special_tokens),
@@ -150,7 +153,8 @@ impl Generation {
     /// EOS tokens whose probability is still to be watched: all, until one was likely.
     #[must_use]
     pub fn watched_eos(&self) -> &[u32] {
-        if self.eos_probability_max < eos::LIKELY { &self.stopping.eos_token_ids } else { &[] }
+        let is_watched = self.eos_probability_max < eos::LIKELY && !self.is_healing();
+        if is_watched { &self.stopping.eos_token_ids } else { &[] }
     }
 
     /// Takes note of the [`eos::probability`] of one step.
@@ -168,11 +172,15 @@ impl Generation {
     /// Heals the border to the prompt, before the first step: the first token must extend `dropped`, the token that was
     /// taken off the prompt's end, and the text of `dropped` is left out of the answer's. Where nothing extends it, and
     /// for a special token, nothing changes.
+    ///
+    /// That token belongs to the prompt, as after transformers' `heal_tokens`: the most likely one is taken, no setting
+    /// acts on it, no length counts it, and it ends nothing, but for a stop string in the text that it adds.
     pub fn heal(&mut self, tokenizer: &Tokenizer, dropped: u32) {
         let allowed = tokenizer.extensions(dropped);
         if !allowed.is_empty() {
             self.given_text = tokenizer.decode(&[dropped], false).unwrap_or_default();
-            self.pipeline.prepend(healing::NAME, Box::new(TokenHealing::new(allowed, dropped)));
+            let settings = Settings { sampling: &self.sampling, stopping: &self.stopping };
+            self.healing = Some(Pipeline::of_healing(&settings, TokenHealing::new(allowed, dropped)));
         }
     }
 
@@ -182,10 +190,22 @@ impl Generation {
         &self.sampling
     }
 
-    /// The processors and warpers that are on.
+    /// Whether the next token takes the place of the prompt's last one.
+    #[must_use]
+    pub fn is_healing(&self) -> bool {
+        self.healing.is_some()
+    }
+
+    /// Whether the next token is drawn from the distribution, or else the most likely one.
+    #[must_use]
+    pub fn is_drawn(&self) -> bool {
+        self.sampling.do_sample && !self.is_healing()
+    }
+
+    /// The processors and warpers that act on the next token.
     #[must_use]
     pub fn pipeline(&self) -> &Pipeline {
-        &self.pipeline
+        self.healing.as_ref().unwrap_or(&self.pipeline)
     }
 
     /// Prompt and generated tokens.
@@ -221,7 +241,12 @@ impl Generation {
         logprobs: Option<Logprobs>,
         explanation: Option<Box<Explanation>>,
     ) -> Emission {
-        self.history.push(token);
+        let is_healed = self.healing.take().is_some();
+        if is_healed {
+            self.history.push_prompt(token);
+        } else {
+            self.history.push(token);
+        }
         #[cfg(test)]
         self.panic_if_asked(Place::Advance);
         let mut text = String::new();
@@ -229,7 +254,7 @@ impl Generation {
         self.detokenizer.push(token, &mut self.piece);
         self.leave_out_given_text();
         let mut matched = self.matcher.push(&self.piece, &mut text);
-        let by_token = FinishReason::by_token(&self.stopping, token);
+        let by_token = if is_healed { None } else { FinishReason::by_token(&self.stopping, token) };
         let is_full = self.history.generated().len() >= self.stopping.max_new_tokens;
         if matched.is_some() || by_token.is_some() || is_full {
             matched = matched.or(self.flush(&mut text));

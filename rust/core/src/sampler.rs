@@ -217,7 +217,7 @@ impl Worker {
     fn choose(&mut self, rows: Rows<'_>, generation: &Generation) -> Result<Choice, RowError> {
         let sampling = generation.sampling();
         let (mut candidates, eos_probability) = self.candidates(rows, generation)?;
-        let token = if sampling.do_sample { candidates.draw(generation.uniform()) } else { candidates.best() };
+        let token = if generation.is_drawn() { candidates.draw(generation.uniform()) } else { candidates.best() };
         let logprobs = match sampling.logprobs {
             None => None,
             Some(count) if sampling.processed_logprobs => Some(logprobs::of_candidates(candidates, token, count)),
@@ -256,7 +256,8 @@ impl Worker {
             [] => 0.0,
             ids => eos::probability(ids, row, scan, self.buffers.maxima()),
         };
-        let is_guided = if let Some(unconditional) = rows.unconditional {
+        // A healed token belongs to the prompt, which guidance does not choose.
+        let is_guided = if let Some(unconditional) = rows.unconditional.filter(|_| !generation.is_healing()) {
             let other = unconditional.widened(&mut self.unconditional);
             let scale = generation.sampling().guidance_scale;
             guidance::guide((row, scan), (other, self.buffers.scan(other)), scale, &mut self.edited);

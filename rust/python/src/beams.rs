@@ -148,6 +148,7 @@ impl BeamAnswer {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_LENGTH_PENALTY", beam::MAX_LENGTH_PENALTY)?;
     module.add_class::<BeamSearch>()?;
     module.add_class::<BeamStep>()?;
     module.add_class::<BeamAnswer>()

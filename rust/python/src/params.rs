@@ -223,6 +223,7 @@ impl<'py> Field<'py> {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_SYNTH_ID_KEYS", tokenwire_core::params::MAX_SYNTH_ID_KEYS)?;
     module.add_class::<SamplingParams>()?;
     module.add_class::<StoppingParams>()
 }

@@ -263,6 +263,7 @@ impl Sampler {
         Ok(wrapped.map(|row| row.into_iter().map(Emission).collect()).collect())
     }
 
+    #[pyo3(signature = (logits, token_ids, count, *, remove_invalid_values = false))]
     #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
     fn logprobs_of(
         &mut self,
@@ -270,12 +271,14 @@ impl Sampler {
         logits: &Bound<'_, PyAny>,
         token_ids: Ids,
         count: usize,
+        remove_invalid_values: bool,
     ) -> PyResult<Vec<GivenLogprobs>> {
         let logits = LogitsArray::<ndarray::Ix2>::new(logits)?;
         let (shape, logits) = logits.view()?;
         let token_ids = checked_ids("token_ids", &token_ids.0, shape[1]).map_err(to_py)?;
         let sampler = &mut self.0;
-        let logprobs = guard(py, || Ok(sampler.logprobs_of(logits, shape[1], &token_ids, count)))?;
+        let mends = remove_invalid_values;
+        let logprobs = guard(py, || Ok(sampler.logprobs_of(logits, shape[1], &token_ids, count, mends)))?;
         let entries = logprobs.map_err(value_error)?.into_iter();
         Ok(entries.map(|entry| (entry.chosen, entry.rank, entry.top)).collect())
     }

@@ -87,7 +87,6 @@ class Engine(Generic[GenerationT]):
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             supports_chunked_prefill=runner.supports_chunked_prefill,
-            max_prefill_rows=runner.max_prefill_rows,
             shares_blocks=runner.shares_blocks,
         )
         self._drafts: Drafts[GenerationT] = Drafts(
@@ -189,7 +188,7 @@ class Engine(Generic[GenerationT]):
 
     def _accept(self, submit: Submit, arrived_at: float) -> None:
         longest = max(len(submit.prompt_ids), len(submit.negative_prompt_ids or ()))
-        num_tokens = longest + submit.settings.max_new_tokens
+        num_tokens = longest + (submit.settings.healed_token_id is not None) + submit.settings.max_new_tokens
         if not submit.prompt_ids:
             self._failures.append(Failure(submit.request, "capacity", "the prompt is empty"))
             return
@@ -209,14 +208,16 @@ class Engine(Generic[GenerationT]):
             return
         if not self._scheduler.can_ever_fit(row):
             num_rows = row.width if row.beams is not None else 1 + len(row.mates)
-            message = f"{num_tokens} tokens in {num_rows} rows exceed the KV cache of {self._blocks.num_blocks} blocks"
-            if num_rows > 1:
-                message += " or the rows of one pass"
+            if num_rows > self._scheduler.max_running:
+                message = f"{num_rows} rows at once exceed max_running, {self._scheduler.max_running}"
+            else:
+                message = (
+                    f"{num_tokens} tokens in {num_rows} rows exceed the KV cache of {self._blocks.num_blocks} blocks"
+                )
             self._failures.append(Failure(submit.request, "capacity", message))
             return
         self._requests[submit.request] = [row]
-        if submit.settings.prompt_logprobs is not None:
-            self._scorer.begin(row, submit.settings.prompt_logprobs)
+        self._scorer.begin(row, submit.settings)
         self._scheduler.add(row)
         if row.limits is not None:
             self._times.watch(row)
@@ -417,7 +418,7 @@ class Engine(Generic[GenerationT]):
         for delta in deltas:
             row = self._times.limited.get((delta.request, delta.sequence_index))
             if row is not None and delta.finish is None:
-                reason = self._times.reason_to_end(row, now, has_token=True)
+                reason = self._times.reason_to_end(row, now, has_token=row.num_generated > 0)
                 if reason is not None:
                     self._end(row)
                     self._end_early(row, delta, reason, now)

@@ -31,7 +31,7 @@ def generation_factory(tokenizer: Tokenizer, vocab_size: int) -> Callable[[Submi
             _stopping_params(settings, vocab_size),
             sequence_index=submit.sequence_index,
             skip_special_tokens=settings.skip_special_tokens,
-            healed_token_id=tokenizer.token_to_id(settings.healed_prefix) if settings.healed_prefix else None,
+            healed_token_id=settings.healed_token_id,
         )
 
     return make_generation

@@ -6,9 +6,10 @@ from typing import Any
 from tokenwire.engine.protocol import Delta, TokenLogprobs
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import SamplerLike
+from tokenwire.engine.settings import GenerationSettings
 
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
-"""Logits of one chunk of such a prompt: 130 tokens at a vocabulary of 128,256."""
+"""Logits of such prompts in one pass: 130 tokens at a vocabulary of 128,256."""
 
 
 class PromptLogprobs:
@@ -17,32 +18,35 @@ class PromptLogprobs:
     The token at index i gets its probability from the logits of the token before, so the first one has none.
     """
 
-    __slots__ = ("_count", "_num_wanted", "entries", "error", "max_chunk")
+    __slots__ = ("_count", "_mends", "_tokens", "entries", "error", "max_chunk")
 
-    def __init__(self, num_prompt: int, count: int, vocab_size: int) -> None:
-        """``count``: most likely tokens at each place."""
+    def __init__(self, tokens: list[int], count: int, vocab_size: int, *, mends: bool) -> None:
+        """``tokens``: the prompt. ``count``: most likely tokens at each place. ``mends``: as remove_invalid_values."""
+        self._tokens = tokens
         self._count = count
-        self._num_wanted = num_prompt - 1
+        self._mends = mends
         self.entries: list[TokenLogprobs] = []
         self.error: str | None = None
         """Why there are none: the request fails."""
         self.max_chunk = max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
-        """Most tokens of the prompt in one pass."""
+        """Most tokens of such prompts in one pass."""
 
     def num_logits(self, row: Row[Any]) -> int:
         """How many of the last tokens of the row's chunk need logits for this."""
-        if len(self.entries) == self._num_wanted:
+        if len(self.entries) + 1 == len(self._tokens):
             return 0
         return max(0, row.num_computed + len(row.step_tokens) - max(row.num_computed, len(self.entries)))
 
-    def add(self, sampler: SamplerLike[Any], row: Row[Any], logits: Any) -> None:
+    def add(self, sampler: SamplerLike[Any], logits: Any) -> None:
         """Score what the last ``len(logits)`` tokens of the row's chunk predict, as far as that is prompt."""
         first = len(self.entries)
-        token_ids = row.tokens[first + 1 : min(first + 1 + len(logits), self._num_wanted + 1)]
+        token_ids = self._tokens[first + 1 : first + 1 + len(logits)]
         if not token_ids or self.error is not None:
             return
         try:
-            scored = sampler.logprobs_of(logits[: len(token_ids)], token_ids, self._count)
+            scored = sampler.logprobs_of(
+                logits[: len(token_ids)], token_ids, self._count, remove_invalid_values=self._mends
+            )
         except ValueError as error:
             self.error = str(error)
             return
@@ -63,9 +67,20 @@ class PromptScorer:
         """Whether any request waits. False costs a step nothing."""
         return bool(self._waiting)
 
-    def begin(self, row: Row[Any], count: int) -> None:
-        """Score the prompt of ``row``, the first of its request; ``count`` most likely tokens at each place."""
-        row.prompt_logprobs = PromptLogprobs(row.num_prompt, count, self._vocab_size)
+    def begin(self, row: Row[Any], settings: GenerationSettings) -> None:
+        """Score the prompt of ``row``, the first of its request, where ``settings`` ask for it.
+
+        A token that is healed is scored as it was given.
+        """
+        if settings.prompt_logprobs is None:
+            return
+        dropped = [] if settings.healed_token_id is None else [settings.healed_token_id]
+        row.prompt_logprobs = PromptLogprobs(
+            row.tokens + dropped,
+            settings.prompt_logprobs,
+            self._vocab_size,
+            mends=settings.remove_invalid_values,
+        )
         self._waiting[row.request] = row.prompt_logprobs
 
     def forget(self, request: int) -> None:
@@ -85,16 +100,16 @@ class PromptScorer:
         ``logits`` ``[sum of num_logits, V]``; of each row the last ``num_sampled`` are returned, one or none, or more
         where it has drafts.
         """
-        if num_logits == num_sampled:
+        if all(row.prompt_logprobs is None for row in rows):
             return logits
         kept: list[int] = []
         end = 0
         for row, count, sampled in zip(rows, num_logits, num_sampled, strict=True):
             start, end = end, end + count
-            if count > sampled and row.prompt_logprobs is not None:
-                row.prompt_logprobs.add(self._sampler, row, logits[start:end])
+            if row.prompt_logprobs is not None:
+                row.prompt_logprobs.add(self._sampler, logits[start:end])
             kept += range(end - sampled, end)
-        return logits[kept]
+        return logits if num_logits == num_sampled else logits[kept]
 
     def send(self, rows: Sequence[Row[Any]], deltas: list[Delta]) -> dict[int, str]:
         """Put log probabilities of prompts into the first delta of their request.

@@ -77,7 +77,9 @@ class Row(Generic[GenerationT]):
         self.generation = generation
         self.tokens = prompt_ids
         """Prompt and generated tokens; taken over, not copied."""
-        self.num_prompt = len(prompt_ids)
+        self.num_prompt = len(prompt_ids) + (submit.settings.healed_token_id is not None)
+        """Tokens of the prompt. Where its last one is to be healed, the token that takes its place comes out of the
+        first step and counts here."""
         self.max_new_tokens = submit.settings.max_new_tokens
         self.wants_details = submit.settings.logprobs is not None or submit.settings.explain
         """Whether more than its text is to be said of each token."""
@@ -112,8 +114,8 @@ class Row(Generic[GenerationT]):
 
     @property
     def num_generated(self) -> int:
-        """Tokens generated so far."""
-        return len(self.tokens) - self.num_prompt
+        """Tokens generated so far; a healed one is none of them."""
+        return max(0, len(self.tokens) - self.num_prompt)
 
     @property
     def max_cached_tokens(self) -> int:

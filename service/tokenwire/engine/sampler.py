@@ -140,6 +140,9 @@ class SamplerLike(Protocol[_GenerationT_contra]):
         """
 
     def logprobs_of(
-        self, logits: Any, token_ids: Sequence[int], count: int
+        self, logits: Any, token_ids: Sequence[int], count: int, *, remove_invalid_values: bool = False
     ) -> Sequence[tuple[float, int, list[tuple[int, float]]]]:
-        """Log probability and rank of the token behind each row of ``logits``, and the ``count`` most likely ones."""
+        """Log probability and rank of the token behind each row of ``logits``, and the ``count`` most likely ones.
+
+        ValueError for a row without any, as one with NaN is unless ``remove_invalid_values``.
+        """

@@ -37,8 +37,8 @@ class Scheduler(Generic[GenerationT]):
 
     ``max_running`` rows and ``max_step_tokens`` tokens at most in one pass. A runner that cannot continue a prefill
     (``supports_chunked_prefill`` False) gets every prompt whole, if need be beyond the token budget, then as the
-    only prefill of the pass. ``max_prefill_rows``: most prefill rows in one pass, None for no limit.
-    ``shares_blocks``: whether rows may hold the same blocks, whoever writes one being given its own copy before.
+    only prefill of the pass. ``shares_blocks``: whether rows may hold the same blocks, whoever writes one being given
+    its own copy before.
     """
 
     def __init__(
@@ -48,21 +48,22 @@ class Scheduler(Generic[GenerationT]):
         max_running: int,
         max_step_tokens: int,
         supports_chunked_prefill: bool = True,
-        max_prefill_rows: int | None = None,
         shares_blocks: bool = True,
     ) -> None:
         self._blocks = blocks
         # Every running row decodes in every step, so more rows than tokens would break the budget.
-        self._max_running = min(max_running, max_step_tokens)
+        self.max_running = min(max_running, max_step_tokens)
+        """Most rows of one pass."""
         self._max_step_tokens = max_step_tokens
         self._chunked = supports_chunked_prefill
-        self._max_prefill_rows = max_running if max_prefill_rows is None else max_prefill_rows
         self._shares_blocks = shares_blocks
         self.running: list[Row[GenerationT]] = []
         self.waiting: deque[Row[GenerationT]] = deque()
         self.num_preemptions = 0
         self._num_rows = 0
         """Rows set aside for what runs: the sum of ``width``."""
+        self._num_scored = 0
+        """Tokens in the pass that is being made of prompts whose log probabilities are asked for."""
         self.released: list[int] = []
         """Ids of rows that lost their blocks; whoever tells the runner clears it."""
         self.copies: dict[int, int] = {}
@@ -75,16 +76,16 @@ class Scheduler(Generic[GenerationT]):
         Forks need not run at the same time, so they do not count.
         """
         if row.beams is not None:
-            return row.beams.num_blocks <= self._blocks.num_blocks and row.width <= self._max_running
+            return row.beams.num_blocks <= self._blocks.num_blocks and row.width <= self.max_running
         rows = [row, *row.mates]
         num_blocks = sum(self._blocks.blocks_for(member.max_cached_tokens) for member in rows)
-        return num_blocks <= self._blocks.num_blocks and len(rows) <= min(self._max_running, self._max_prefill_rows)
+        return num_blocks <= self._blocks.num_blocks and len(rows) <= self.max_running
 
     def add(self, row: Row[GenerationT]) -> None:
         """Let a row wait for its turn. Raises ValueError where ``can_ever_fit`` is false."""
         if not self.can_ever_fit(row):
             raise ValueError(f"row {row.id} can never fit into the KV cache")
-        row.width = min(row.width, self._max_running)
+        row.width = min(row.width, self.max_running)
         self.waiting.append(row)
 
     def remove(self, row: Row[GenerationT]) -> None:
@@ -98,6 +99,7 @@ class Scheduler(Generic[GenerationT]):
     def schedule(self) -> Schedule[GenerationT]:
         """Choose the rows of the next forward pass and allocate the blocks that they need."""
         preempted_before = self.num_preemptions
+        self._num_scored = 0
         self._grow()
         running = self.running
         rows = running.copy()
@@ -138,7 +140,7 @@ class Scheduler(Generic[GenerationT]):
         place = self.running.index(row) + 1
         started: list[Row[GenerationT]] = []
         for fork in forks:
-            if self._num_rows + width > self._max_running or not self._can_start_from(row):
+            if self._num_rows + width > self.max_running or not self._can_start_from(row):
                 break
             for source, target in zip((row, *row.mates), (fork, *fork.mates), strict=True):
                 self._start_from(source, target)
@@ -183,9 +185,13 @@ class Scheduler(Generic[GenerationT]):
 
     def _can_admit(self, row: Row[GenerationT], budget: int, prefill: list[Row[GenerationT]]) -> bool:
         members = (row, *row.mates)
-        num_prefill = sum(1 + len(other.mates) for other in prefill)
-        if num_prefill + len(members) > self._max_prefill_rows or self._num_rows + row.width > self._max_running:
+        if self._num_rows + row.width > self.max_running:
             return False
+        if row.prompt_logprobs is not None and self._num_scored:
+            # The memory that one prompt's logits may take is that of a pass: others wait for the next.
+            least = len(members) if self._chunked else len(row.tokens)
+            if self._num_scored + least > row.prompt_logprobs.max_chunk:
+                return False
         if not self._chunked and prefill and sum(len(member.tokens) for member in members) > budget:
             return False
         # One block more for each running row that may still grow, and for each fork: otherwise the first that does
@@ -225,7 +231,7 @@ class Scheduler(Generic[GenerationT]):
             self._hold(target, source.block_table.copy())
         else:
             self._hold(target, self._blocks.allocate(len(source.block_table)))
-        target.num_cached_tokens = source.num_prompt
+        target.num_cached_tokens = len(source.tokens)
         target.first_forward_at = source.first_forward_at
 
     def _take_chunk(self, row: Row[GenerationT], budget: int) -> int:
@@ -234,13 +240,12 @@ class Scheduler(Generic[GenerationT]):
             return self._take_chunks([row, *row.mates], budget)
         start = row.num_computed
         end = min(start + budget, len(row.tokens)) if self._chunked else len(row.tokens)
-        if self._chunked and row.prompt_logprobs is not None:
-            longest = start + row.prompt_logprobs.max_chunk
-            if longest < end:
-                row.step_tokens = row.tokens[start:longest]
-                return budget
-        row.step_tokens = row.tokens[start:end]
-        return end - start
+        scored = row.prompt_logprobs
+        longest = end if scored is None or not self._chunked else start + scored.max_chunk - self._num_scored
+        row.step_tokens = row.tokens[start : min(end, longest)]
+        if scored is not None:
+            self._num_scored += len(row.step_tokens)
+        return budget if longest < end else end - start
 
     def _take_chunks(self, rows: list[Row[GenerationT]], budget: int) -> int:
         """As ``_take_chunk`` for rows that need their logits in the same pass: all come to their ends, or none does.
@@ -250,13 +255,17 @@ class Scheduler(Generic[GenerationT]):
         left = [len(row.tokens) - row.num_computed for row in rows]
         scored = rows[0].prompt_logprobs
         # One token of each at least: rows that are a token short of their ends must be able to come there together.
-        room = budget if scored is None or not self._chunked else min(budget, max(scored.max_chunk, len(rows)))
+        room = budget
+        if scored is not None and self._chunked:
+            room = min(budget, max(scored.max_chunk - self._num_scored, len(rows)))
         is_whole = not self._chunked or sum(left) <= room
         taken = 0
         for row, count in zip(rows, left, strict=True):
             length = count if is_whole else min(count - 1, room - taken)
             row.step_tokens = row.tokens[row.num_computed : row.num_computed + length]
             taken += length
+        if scored is not None:
+            self._num_scored += taken
         return taken if is_whole else budget
 
     def _preempt_youngest(self) -> None:

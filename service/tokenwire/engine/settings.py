@@ -10,6 +10,9 @@ import msgspec
 DEFAULT_MAX_NEW_TOKENS = 20
 """What transformers generates when neither max_new_tokens nor max_length is set."""
 
+DEFAULT_MAX_MATCHING_NGRAM_SIZE = 2
+"""transformers' longest n-gram of prompt lookup."""
+
 DEFAULT_TOP_K = 50
 """transformers' top_k when sampling and nobody set it."""
 
@@ -150,13 +153,13 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
     length_penalty: float = 1.0
     early_stopping: EarlyStopping = "false"
     prompt_lookup_num_tokens: int = 0
-    max_matching_ngram_size: int = 2
+    max_matching_ngram_size: int = DEFAULT_MAX_MATCHING_NGRAM_SIZE
     num_assistant_tokens: int = 0
     deadline_aware: bool = False
     token_healing: bool = False
-    healed_prefix: str = ""
-    """Vocabulary entry of the token that was taken off the prompt, which the first generated token must begin with;
-    empty where nothing is healed."""
+    healed_token_id: int | None = None
+    """The token that was taken off the prompt, whose place the first generated one takes; None where nothing is
+    healed. No length counts it."""
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     processed_logprobs: bool = False
@@ -169,6 +172,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, kw_only=True):
         return num_rows_of(self.num_beams, self.num_return_sequences, self.guidance_scale)
 
 
+ROWS_WITH_GUIDANCE = 2
+"""Rows of a batch that a sequence under guidance takes, at the same time."""
+
+
 def num_rows_of(num_beams: int, num_return_sequences: int, guidance_scale: float) -> int:
     """Rows of a batch that a request takes: one per sequence or beam, twice as many with guidance."""
-    return max(num_beams, num_return_sequences) * (1 if guidance_scale == 1 else 2)
+    return max(num_beams, num_return_sequences) * (1 if guidance_scale == 1 else ROWS_WITH_GUIDANCE)

@@ -45,8 +45,6 @@ class Runner(Protocol):
     """Blocks of the KV cache."""
     block_size: int
     """Tokens per block."""
-    max_prefill_rows: int | None
-    """Most prefill rows in one batch; None for no limit."""
     supports_chunked_prefill: bool
     """False where a prompt must be computed in one pass."""
     supports_drafts: bool

@@ -51,7 +51,6 @@ class PaddedRunner:
     """
 
     forward_path = "padded"
-    max_prefill_rows: int | None = None
     # A recurrent state cannot go back behind a token, and rows of a padded batch not each to a place of its own.
     supports_drafts = False
     shares_blocks = False

@@ -23,7 +23,6 @@ class PagedRunner:
     """Runs a model whose attention goes through the hook. Implements ``batch.Runner``."""
 
     forward_path = "paged"
-    max_prefill_rows: int | None = None
     supports_chunked_prefill = True
     supports_drafts = True
     shares_blocks = True

@@ -1,9 +1,12 @@
 """Token healing: where a prompt's text ends inside a word, the model may finish the last token in its own way.
 
-transformers' ``heal_tokens``, with these differences: the prompt is not stripped first; tokens are compared by their
-vocabulary entries, so that those with a space or other characters than ASCII are found as well; only tokens that begin
-with the dropped one are allowed, where transformers prefers them by 10; special tokens are never among them; the first
-token is chosen as the request's settings say, where transformers takes the most likely.
+transformers' ``heal_tokens``: the most likely of the tokens that begin with the prompt's last one takes its place, and
+from then on it is a token of the prompt like any other. So prompt and answer have the lengths that they have without
+healing, and no setting of the request acts on that token. With these differences: the prompt is not stripped first;
+tokens are compared by their vocabulary entries, so that those with a space or other characters than ASCII are found as
+well; only tokens that begin with the dropped one are allowed, where transformers prefers them by 10; special tokens are
+never among them; and guidance without a negative prompt goes on from the token before it, because the healed one is not
+known yet when that begins.
 """
 
 import asyncio
@@ -28,23 +31,16 @@ class Healed(NamedTuple):
 async def heal(text: Text, prompt_ids: Sequence[int], settings: GenerationSettings) -> Healed:
     """What is to be generated so that the border between prompt and answer falls where the tokenizer would put it.
 
-    With ``token_healing`` the prompt's last token is dropped and the first generated token has to begin with it; that
-    token counts to the prompt, so lengths are one more. Nothing changes where there is nothing to heal: a prompt of
-    one token, a special token at its end, or one that no other token begins with.
+    With ``token_healing`` the prompt's last token is dropped and the first step gives one that begins with it, in its
+    place. Nothing changes where there is nothing to heal: a prompt of one token, a special token at its end, or one
+    that no other token begins with.
     """
     prompt = list(prompt_ids)
     if not settings.token_healing or len(prompt) < 2:
         return Healed(prompt, settings, "")
+    dropped = prompt[-1]
     # The first time, the vocabulary is sorted.
-    entry = await asyncio.to_thread(text.healable_entry, prompt[-1])
-    if entry is None:
+    if not await asyncio.to_thread(text.is_healable, dropped):
         return Healed(prompt, settings, "")
-    decay = settings.exponential_decay_length_penalty
-    healed = msgspec.structs.replace(
-        settings,
-        healed_prefix=entry,
-        max_new_tokens=settings.max_new_tokens + 1,
-        min_new_tokens=settings.min_new_tokens + 1 if settings.min_new_tokens else 0,
-        exponential_decay_length_penalty=None if decay is None else (decay[0] + 1, decay[1]),
-    )
-    return Healed(prompt[:-1], healed, text.decode(prompt[-1:], skip_special_tokens=False))
+    healed = msgspec.structs.replace(settings, healed_token_id=dropped)
+    return Healed(prompt[:-1], healed, text.decode([dropped], skip_special_tokens=False))

@@ -8,7 +8,7 @@ from tokenwire.call import current_call
 from tokenwire.convert_settings import config_of
 from tokenwire.engine.handle import EngineHandle, TokenStream
 from tokenwire.engine.protocol import Finish
-from tokenwire.engine.settings import GenerationOverrides
+from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
 from tokenwire.errors import InvalidRequestError, Violation
 from tokenwire.servicers.backend import Served
 from tokenwire.servicers.healing import heal
@@ -42,6 +42,9 @@ class Prepared(NamedTuple):
 
     served: Served
     prompt: EncodedPrompt
+    """As it was given."""
+    computed_ids: list[int]
+    """Its tokens that the model is fed: all, or all but the one that is healed."""
     negative_prompt_ids: list[int] | None
     output: Output
     resolved: Resolved
@@ -58,7 +61,7 @@ class Prepared(NamedTuple):
         """
         call, settings = current_call(), self.resolved.settings
         stream = engine.submit(
-            self.prompt.token_ids,
+            self.computed_ids,
             settings,
             sequence_index=batch_index * settings.num_return_sequences,
             negative_prompt_ids=self.negative_prompt_ids,
@@ -75,7 +78,7 @@ class Prepared(NamedTuple):
         text, skip = self.served.text, self.output.skip_special_tokens
         prompt_ids = self.prompt.token_ids
         # Where the border was healed, the echoed prompt ends where the answer begins.
-        tail = [] if self.resolved.settings.healed_prefix else prompt_ids
+        tail = prompt_ids if self.resolved.settings.healed_token_id is None else []
         return SequenceWriter(
             text,
             response,
@@ -148,7 +151,7 @@ def _shape_of(
 ) -> Shape:
     return Shape(
         is_streaming=is_streaming,
-        has_negative_prompt=request.HasField("negative_prompt"),
+        negative_prompt_field="negative_prompt" if request.HasField("negative_prompt") else "",
         has_deadline=current_call().deadline is not None,
     )
 
@@ -202,9 +205,18 @@ async def prepared_prompt_of(
     shape: Shape,
     *,
     negative_prompt_ids: list[int] | None = None,
+    negative_path: str = "negative_prompt",
 ) -> Prepared:
     """As ``prepared_of`` for a raw prompt, with warnings of what is probably not meant about it."""
-    prepared = await prepared_of(served, prompt, overrides, output, shape, negative_prompt_ids=negative_prompt_ids)
+    prepared = await prepared_of(
+        served,
+        prompt,
+        overrides,
+        output,
+        shape,
+        negative_prompt_ids=negative_prompt_ids,
+        negative_path=negative_path,
+    )
     notes = await prompt_notes(served, prompt.token_ids, prompt.text, prepared.resolved.settings)
     prepared.start.warnings.extend(map(convert.warning_of, notes))
     return prepared
@@ -218,13 +230,15 @@ async def prepared_of(
     shape: Shape,
     *,
     negative_prompt_ids: list[int] | None = None,
+    negative_path: str = "negative_prompt",
 ) -> Prepared:
     """Decide the settings for a tokenized prompt. Raises InvalidRequestError where they do not fit its length."""
     prompt_ids = prompt.token_ids
     resolved = resolve_settings(overrides, output, served.bounds, shape._replace(prompt_tokens=len(prompt_ids)))
     settings = resolved.settings
+    healed = await heal(served.text, prompt_ids, settings)
     if negative_prompt_ids is not None:
-        _check_negative_room(len(negative_prompt_ids), settings.max_new_tokens, served)
+        _check_negative_room(len(negative_prompt_ids), healed.settings, served, negative_path)
     start = generation_pb2.GenerationStart(
         request_id=current_call().request_id,
         model=served.info.model_id,
@@ -233,10 +247,10 @@ async def prepared_of(
         warnings=map(convert.warning_of, resolved.notes),
     )
     echo = await _echo_of(served, prompt, output) if output.echo else None
-    healed = await heal(served.text, prompt_ids, settings)
     return Prepared(
         served,
-        prompt._replace(token_ids=healed.prompt_ids),
+        prompt,
+        healed.prompt_ids,
         negative_prompt_ids,
         output,
         resolved._replace(settings=healed.settings),
@@ -246,12 +260,14 @@ async def prepared_of(
     )
 
 
-def _check_negative_room(count: int, max_new_tokens: int, served: Served) -> None:
-    # The answer is computed behind it a second time.
-    limit = served.bounds.max_sequence_tokens
-    if count + max_new_tokens > limit:
-        rule = f"must leave room for max_new_tokens, {max_new_tokens}, in the {served.bounds.capacity_name} of {limit}"
-        raise InvalidRequestError([Violation("negative_prompt", rule, f"{count} tokens")])
+def _check_negative_room(count: int, settings: GenerationSettings, served: Served, path: str) -> None:
+    # The answer is computed behind it a second time, and so is the token that heals the prompt.
+    limit, num_new = served.bounds.max_sequence_tokens, settings.max_new_tokens
+    is_healing = settings.healed_token_id is not None
+    if count + is_healing + num_new > limit:
+        what = f"max_new_tokens, {num_new}," + (" and the healed token" if is_healing else "")
+        rule = f"must leave room for {what} in the {served.bounds.capacity_name} of {limit}"
+        raise InvalidRequestError([Violation(path, rule, f"{count} tokens")])
 
 
 async def _echo_of(served: Served, prompt: EncodedPrompt, output: Output) -> str:

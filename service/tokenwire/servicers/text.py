@@ -105,8 +105,8 @@ class Text(Protocol):
     def token_id(self, token: str) -> int | None:
         """Id of a vocabulary entry as stored."""
 
-    def healable_entry(self, token_id: int) -> str | None:
-        """The token's vocabulary entry where other tokens begin with it; None where there is nothing to heal."""
+    def is_healable(self, token_id: int) -> bool:
+        """Whether other tokens begin with the token's vocabulary entry; a special token's never counts."""
 
     def check_chat_template(self) -> None:
         """Raises UnsupportedError without a usable chat template."""
@@ -206,9 +206,9 @@ class NativeText:
         """Id of a vocabulary entry."""
         return self._tokenizer.token_to_id(token)
 
-    def healable_entry(self, token_id: int) -> str | None:
-        """The token's vocabulary entry where other tokens begin with it; None where there is nothing to heal."""
-        return self._tokenizer.id_to_token(token_id) if len(self._tokenizer.extensions(token_id)) > 1 else None
+    def is_healable(self, token_id: int) -> bool:
+        """Whether other tokens begin with the token's vocabulary entry."""
+        return len(self._tokenizer.extensions(token_id)) > 1
 
     def check_chat_template(self) -> None:
         """Raises UnsupportedError without a usable chat template."""

@@ -12,7 +12,7 @@
 mod candidates;
 mod params;
 
-pub use params::{BeamOptions, EarlyStopping};
+pub use params::{BeamOptions, EarlyStopping, MAX_LENGTH_PENALTY};
 
 use crate::detokenizer::Detokenizer;
 use crate::error;

@@ -14,6 +14,9 @@ pub enum EarlyStopping {
     Never,
 }
 
+/// Largest amount of a length penalty, either way.
+pub const MAX_LENGTH_PENALTY: f64 = 10.0;
+
 /// What a beam search is made with. Names and meanings are transformers'.
 #[derive(Debug, Clone, Copy)]
 pub struct BeamOptions {
@@ -21,7 +24,7 @@ pub struct BeamOptions {
     pub num_beams: i64,
     /// Sequences to return. 1 to `num_beams`.
     pub num_return_sequences: i64,
-    /// Scores are divided by length to this power. Finite.
+    /// Scores are divided by length to this power. At most [`MAX_LENGTH_PENALTY`] either way.
     pub length_penalty: f64,
     /// When the search ends.
     pub early_stopping: EarlyStopping,
@@ -48,7 +51,8 @@ impl BeamParams {
         check("num_beams", (2..=1 << 16).contains(&num_beams), "must be from 2 to 65536", &num_beams);
         let fits = num_return_sequences >= 1 && num_return_sequences <= num_beams;
         check("num_return_sequences", fits, "must be from 1 to num_beams", &num_return_sequences);
-        check("length_penalty", length_penalty.is_finite(), "must be finite", &length_penalty);
+        let rule = format!("must be from -{MAX_LENGTH_PENALTY} to {MAX_LENGTH_PENALTY}");
+        check("length_penalty", length_penalty.abs() <= MAX_LENGTH_PENALTY, &rule, &length_penalty);
         if !violations.is_empty() {
             return Err(Error::InvalidParameters(violations));
         }

@@ -30,6 +30,14 @@ impl History {
         history
     }
 
+    /// Appends a token to the prompt, before the first one is generated.
+    pub fn push_prompt(&mut self, id: u32) {
+        self.see(id);
+        self.tokens.push(id);
+        self.prompt_len = self.tokens.len();
+        self.prompt_distinct = self.distinct.len();
+    }
+
     /// Appends a generated token.
     pub fn push(&mut self, id: u32) {
         self.see(id);

@@ -3,6 +3,9 @@
 use super::history::History;
 use super::{Processor, Settings, kernels};
 
+/// What explanations call the step.
+pub(super) const NAME: &str = "remove_invalid_values";
+
 /// transformers' `InfNanRemoveLogitsProcessor`: NaN becomes 0, infinities the largest and the smallest number.
 ///
 /// A smallest logit weighs nothing beside any other, so what was forbidden before stays improbable, but no longer

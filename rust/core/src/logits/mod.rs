@@ -77,7 +77,7 @@ const PROCESSORS: &[Maker<dyn Processor>] = &[
     ("allowed_token_ids", constraints::allowed_tokens),
     ("forced_bos_token_id", length::forced_bos),
     ("forced_eos_token_id", length::forced_eos),
-    ("remove_invalid_values", invalid::remove_invalid),
+    (invalid::NAME, invalid::remove_invalid),
     ("exponential_decay_length_penalty", length::exponential_decay),
     ("suppress_tokens", constraints::suppress_tokens),
     ("begin_suppress_tokens", constraints::begin_suppress_tokens),
@@ -140,11 +140,6 @@ impl Pipeline {
     #[must_use]
     pub fn mends_nan(&self) -> bool {
         self.mends_nan
-    }
-
-    /// Puts a processor in front of the others.
-    pub fn prepend(&mut self, name: &'static str, processor: Box<dyn Processor>) {
-        self.processors.insert(0, Step { name, run: processor });
     }
 
     /// Whether [`Pipeline::process`] would change anything.

@@ -10,7 +10,7 @@ mod watermark;
 
 pub use sampling::{Sampling, SamplingOptions, SamplingParams};
 pub use stopping::{Stopping, StoppingOptions, StoppingParams};
-pub use watermark::{GreenList, SynthIdText, Watermark};
+pub use watermark::{GreenList, MAX_SYNTH_ID_KEYS, SynthIdText, Watermark};
 
 use crate::error::Result;
 use check::Check;

@@ -251,7 +251,8 @@ impl TokenFields {
         check.distinct("sequence_bias", sequences.iter());
         let sequences = check.sequences("sequence_bias", &sequences, vocab_size);
         if let Some(ids) = &options.allowed_token_ids {
-            check.holds("allowed_token_ids", !ids.is_empty(), "must not be empty", "[]");
+            let rule = "must have at least one id; leave it unset to allow every token";
+            check.holds("allowed_token_ids", !ids.is_empty(), rule, "[]");
         }
         Self {
             logit_bias,

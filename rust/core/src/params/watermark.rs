@@ -3,6 +3,9 @@
 use super::check::Check;
 use super::sampling::MAX_BIAS;
 
+/// Most keys of a SynthID watermark, one per round of the tournament.
+pub const MAX_SYNTH_ID_KEYS: usize = 64;
+
 /// A mark on the answer that a detector with the same key finds.
 #[derive(Debug, Clone)]
 pub enum Watermark {
@@ -32,7 +35,7 @@ pub struct GreenList {
 pub struct SynthIdText {
     /// Length of the n-grams. 2 to 16.
     pub ngram_len: i64,
-    /// One 64-bit integer per round. 1 to 64 of them.
+    /// One 64-bit integer per round. 1 to [`MAX_SYNTH_ID_KEYS`] of them.
     pub keys: Vec<i128>,
     /// Contexts remembered, so that a repeated one is not marked twice. 1 to 65536.
     pub context_history_size: i64,
@@ -74,7 +77,8 @@ impl SynthIdText {
         let field = |name: &str| format!("watermarking_config.synth_id_text.{name}");
         check.range(&field("ngram_len"), self.ngram_len, 2, 16);
         let count = self.keys.len();
-        check.holds_at(|| field("keys"), (1..=64).contains(&count), "must be 1 to 64 integers", count);
+        let rule = format!("must be 1 to {MAX_SYNTH_ID_KEYS} integers");
+        check.holds_at(|| field("keys"), (1..=MAX_SYNTH_ID_KEYS).contains(&count), &rule, count);
         let seed = ("sampling_table_seed".to_owned(), self.sampling_table_seed);
         let keys = self.keys.iter().enumerate().map(|(index, &key)| (format!("keys[{index}]"), key));
         for (name, value) in keys.chain([seed]) {

@@ -2,14 +2,16 @@
 
 use super::{Logits, Sampler, Worker};
 use crate::logits::candidates::RowError;
+use crate::logits::invalid;
 use crate::logits::logprobs::{self, Logprobs};
 
 impl Sampler {
     /// Log-softmax of each row of `logits` `[token_ids.len(), width]` at the token that follows it, and at the `count`
-    /// most likely ones; from the logits as they are, whatever a sequence's settings.
+    /// most likely ones; from the logits as they are, whatever a sequence's settings. Only with `mends` is what is no
+    /// finite number replaced first, as `remove_invalid_values` does it.
     ///
     /// # Errors
-    /// The first row that holds NaN or nothing above -infinity; the inner shape mismatch where `logits` has another
+    /// Without `mends`, the first row that holds NaN or nothing above -infinity; the inner shape mismatch where `logits` has another
     /// size, or a token lies outside `width`.
     pub fn logprobs_of(
         &mut self,
@@ -17,6 +19,7 @@ impl Sampler {
         width: usize,
         token_ids: &[u32],
         count: usize,
+        mends: bool,
     ) -> Result<Vec<Logprobs>, PromptError> {
         if token_ids.len().checked_mul(width) != Some(logits.len()) {
             return Err(PromptError::Shape { count: logits.len(), rows: token_ids.len(), width });
@@ -27,7 +30,13 @@ impl Sampler {
         self.workers.resize_with(self.workers.len().max(1), Worker::default);
         let Some(worker) = self.workers.first_mut() else { return Ok(Vec::new()) };
         let rows = token_ids.iter().enumerate().map(|(row, &token)| {
-            let raw = logits.rows(row, 1, width).widened(&mut worker.widened);
+            let mut raw = logits.rows(row, 1, width).widened(&mut worker.widened);
+            if mends {
+                worker.edited.clear();
+                worker.edited.extend_from_slice(raw);
+                invalid::mend(&mut worker.edited);
+                raw = &worker.edited;
+            }
             Ok(logprobs::of_row(raw, token, count, &mut worker.buffers)?)
         });
         rows.collect()
