@@ -21,6 +21,9 @@ _SERVER = Group("Server", sort_key=3)
 _LIMITS = Group("Limits", sort_key=4)
 _LOG = Group("Logging", sort_key=5)
 
+MAX_DRAFT_TOKENS = 64
+"""Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
+
 _POSITIVE = Number(gte=1, lte=2**31 - 1)
 _COUNT = Number(gte=0, lte=2**31 - 1)
 _FRACTION = Number(gt=0, lte=1)
@@ -110,7 +113,7 @@ class EngineConfig:
     """Most tokens of prompt and answer together. Default: what the model was trained for."""
     threads: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """CPU threads of the forward pass. Default: the cores this process may use."""
-    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=Number(gte=0, lte=64))] = 5
+    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=Number(gte=0, lte=MAX_DRAFT_TOKENS))] = 5
     """Tokens that the draft model proposes per step, where a request does not say; 0: only requests that say so."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""

@@ -37,6 +37,17 @@ class RequestError(TokenwireError):
     """One request is refused or fails; the service goes on."""
 
 
+def spelled(value: object) -> str:
+    """A value as a refusal shows it: in the terms of protobuf's JSON, not of Python."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(spelled, value))}]"
+    return repr(value)
+
+
 @dataclass(frozen=True, slots=True)
 class Violation:
     """A field that breaks a rule: its path in the request, the rule, and the value given (shortened)."""

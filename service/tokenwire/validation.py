@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
-from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation
+from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation, spelled
 from tokenwire.v1 import generation_service_pb2
 
 MIN_TEXT_BYTES = 64 * 1024
@@ -33,6 +33,8 @@ class Bounds:
     max_prompt_bytes: int
     """Most UTF-8 bytes of a prompt: above it no text can fit the context, or where the tokenizer sets no such bound,
     hardly any (`servicers.backend`). At most max_message_bytes."""
+    max_running: int
+    """Rows that the engine generates at the same time."""
 
     @property
     def max_sequence_tokens(self) -> int:
@@ -83,7 +85,7 @@ class Verbatim(str):
 
 def shorten(value: object, limit: int = 60) -> str:
     """A value as it appears in an error text: at most ``limit`` characters."""
-    text = repr(value[: limit + 1]) if isinstance(value, str | bytes) else repr(value)
+    text = repr(value[: limit + 1]) if isinstance(value, str | bytes) else spelled(value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
@@ -102,7 +104,7 @@ def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violatio
     """Check what can be told without tokenizing."""
     has_text, has_ids = prompt.HasField("text"), len(prompt.token_ids) > 0
     if has_text and has_ids:
-        violations.add(path, "must have either text or token_ids, not both", "both")
+        violations.add(path, "must have either text or token_ids, not both", Verbatim("both"))
     elif has_ids:
         _check_room(len(prompt.token_ids), bounds, violations, f"{path}.token_ids")
         if len(prompt.token_ids) < bounds.max_sequence_tokens:
@@ -111,7 +113,7 @@ def check_prompt(prompt: generation_service_pb2.Prompt, bounds: Bounds, violatio
             if prompt.HasField(name):
                 violations.add(f"{path}.{name}", "must be unset with token_ids", getattr(prompt, name))
     elif not has_text:
-        violations.add(path, "must have text or token_ids", "neither")
+        violations.add(path, "must have text or token_ids", Verbatim("neither"))
     elif not prompt.text:
         violations.add(f"{path}.text", "must not be empty", "")
     else:
@@ -177,3 +179,11 @@ def check_batch_size(count: int, bounds: Bounds, violations: Violations, path: s
     if not 1 <= count <= bounds.limits.max_batch_size:
         rule = f"must have 1 to {bounds.limits.max_batch_size} prompts"
         violations.add(path, rule, Verbatim(f"{count} prompts"))
+
+
+def check_negative_prompts(request: generation_service_pb2.GenerateBatchRequest, violations: Violations) -> None:
+    """Check that a batch has no negative prompts, or one for each prompt."""
+    count, num_prompts = len(request.negative_prompts), len(request.prompts)
+    if count not in (0, num_prompts):
+        rule = f"must be empty, or have one for each of the {num_prompts} prompts"
+        violations.add("negative_prompts", rule, Verbatim(f"{count} prompts"))

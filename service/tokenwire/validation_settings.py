@@ -10,18 +10,16 @@ from typing import NamedTuple
 
 import msgspec
 
+from tokenwire._native import MAX_SYNTH_ID_KEYS
 from tokenwire.config import LimitsConfig
 from tokenwire.convert_settings import EARLY_STOPPING, SEEDING_SCHEMES, overrides_of
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.engine.ranges import out_of_range
 from tokenwire.engine.resolution import Circumstances, Note, Resolution, chosen, resolve
-from tokenwire.engine.settings import GenerationOverrides, GenerationSettings, num_rows_of
+from tokenwire.engine.settings import ROWS_WITH_GUIDANCE, GenerationOverrides, GenerationSettings, num_rows_of
 from tokenwire.errors import InvalidRequestError, UnsupportedError, Violation
 from tokenwire.v1 import generation_pb2
 from tokenwire.validation import Bounds, Verbatim, Violations, flag, shorten, within
-
-MAX_SYNTH_ID_KEYS = 64
-"""Tournament layers of a SynthID watermark."""
 
 _CONFIG = "generation_config"
 _LIST_PATHS = {
@@ -60,7 +58,7 @@ class Shape(NamedTuple):
     """How many the prompt has, or at least has."""
     is_streaming: bool = False
     has_text_prompt: bool = True
-    has_negative_prompt: bool = False
+    negative_prompt_field: str = ""
     has_deadline: bool = True
 
 
@@ -182,7 +180,7 @@ def check_generation(overrides: GenerationOverrides, bounds: Bounds, violations:
     resolution = _resolve(overrides, bounds, shape)
     violations.extend(resolution.violations)
     if resolution.settings is not None:
-        _check_rows(resolution.settings, bounds.limits, violations)
+        _check_rows(resolution.settings, bounds, violations)
 
 
 def _check_context_fields(overrides: GenerationOverrides, context_length: int, violations: Violations) -> None:
@@ -197,12 +195,16 @@ def _check_context_fields(overrides: GenerationOverrides, context_length: int, v
             violations.add(f"{_CONFIG}.exponential_decay_length_penalty.start_index", rule, start_index)
 
 
-def _check_rows(settings: GenerationSettings, limits: LimitsConfig, violations: Violations) -> None:
+def _check_rows(settings: GenerationSettings, bounds: Bounds, violations: Violations) -> None:
     # On what is in force: the model's defaults must not ask for more than the operator allows either.
+    limits = bounds.limits
     for name, limit in (("num_return_sequences", limits.max_return_sequences), ("num_beams", limits.max_beams)):
         value = getattr(settings, name)
         if value > limit:
             violations.add(f"{_CONFIG}.{name}", f"must be from 1 to {limit}", value)
+    if settings.guidance_scale != 1 and bounds.max_running < ROWS_WITH_GUIDANCE:
+        rule = f"must be 1: guidance takes {ROWS_WITH_GUIDANCE} rows at once, and max_running is {bounds.max_running}"
+        violations.add(f"{_CONFIG}.guidance_scale", rule, settings.guidance_scale)
 
 
 def check_supported(overrides: GenerationOverrides, info: ModelInfo) -> None:
@@ -226,7 +228,11 @@ def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bou
         explain=output.explain,
         skip_special_tokens=output.skip_special_tokens,
     )
-    return Resolved(settings, resolution.notes, resolution.length_is_default)
+    notes = resolution.notes
+    if output.processed_logprobs and output.logprobs is None:
+        message = "processed_logprobs has no effect without logprobs; set output.logprobs."
+        notes = (*notes, Note("processed_logprobs_without_effect", message))
+    return Resolved(settings, notes, resolution.length_is_default)
 
 
 def num_rows_for(overrides: GenerationOverrides, defaults: GenerationOverrides) -> int:

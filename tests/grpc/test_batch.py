@@ -142,3 +142,44 @@ async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> No
     for stream in streams:
         await stream.closed.wait()
     assert not engine.open
+
+
+async def test_each_prompt_has_its_negative_prompt(service: Service, engine: FakeEngine) -> None:
+    engine.script = echo
+    request = batch("a", "b", guidance_scale=2.0)
+    for text in ("c", "d"):
+        request.negative_prompts.add(text=text)
+    await service.generation.GenerateBatch(request)
+    pairs = {(bytes(stream.prompt_ids), bytes(stream.negative_prompt_ids or [])) for stream in engine.streams}
+    assert pairs == {(b"a", b"c"), (b"b", b"d")}
+
+
+@pytest.mark.parametrize(
+    ("negative", "guidance_scale", "field"),
+    [
+        (["c"], 2.0, "negative_prompts"),
+        (["c", "d", "e"], 2.0, "negative_prompts"),
+        (["c", "d"], 1.0, "negative_prompts"),
+    ],
+)
+async def test_negative_prompts_that_do_not_fit_refuse_the_batch(
+    service: Service, negative: list[str], guidance_scale: float, field: str
+) -> None:
+    request = batch("a", "b", guidance_scale=guidance_scale)
+    for text in negative:
+        request.negative_prompts.add(text=text)
+    failed = await failure(service.generation.GenerateBatch(request))
+    assert [violation.field for violation in failed.details["BadRequest"].field_violations] == [field]
+
+
+async def test_a_bad_negative_prompt_fails_its_item_alone(service: Service, engine: FakeEngine) -> None:
+    engine.script = echo
+    request = batch("a", "b", guidance_scale=2.0)
+    request.negative_prompts.add(text="c")
+    request.negative_prompts.add(text="")
+    first, second = (await service.generation.GenerateBatch(request)).items
+    assert first.WhichOneof("outcome") == "response"
+    assert "negative_prompts[1].text" in second.error.message
+    request.negative_prompts[1].text = "x" * 127
+    _, second = (await service.generation.GenerateBatch(request)).items
+    assert "negative_prompts[1]" in second.error.message

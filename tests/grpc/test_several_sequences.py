@@ -482,3 +482,13 @@ async def test_an_end_that_was_never_likely(
     assert [warning.code for warning in finish.warnings] == codes
     _, _, finishes = await streamed(service, request)
     assert finishes[0].warnings == finish.warnings
+
+
+async def test_guidance_on_a_server_with_one_row_is_refused_by_name(start: Any) -> None:
+    service: Service = await start(FakeEngine(script=say("x")), service_config(max_running=1))
+    for call in (service.generation.Generate, service.generation.GenerateStream):
+        failed = await failure(call(request_of(guidance_scale=2.0)))
+        (violation,) = failed.details["BadRequest"].field_violations
+        assert violation.field == "generation_config.guidance_scale"
+        assert "max_running is 1" in violation.description
+    await service.generation.Generate(request_of(guidance_scale=1.0))

@@ -195,6 +195,13 @@ def test_more_sequences_than_rows_take_turns() -> None:
     assert [engine.finishes[0, index].cached_token_count for index in range(5)] == [0, 5, 0, 0, 0]
 
 
+def test_more_rows_at_once_than_there_are_is_said_to_be_that() -> None:
+    engine = GroupEngine(max_running=1)
+    engine.submit(0, [7] * 5, 4, guidance_scale=2.0)
+    engine.run()
+    assert engine.failures[0].message == "2 rows at once exceed max_running, 1"
+
+
 def test_a_preempted_sequence_is_computed_again_alone() -> None:
     runner = FakeRunner(num_blocks=12, block_size=2)
     engine = GroupEngine(runner)
@@ -238,9 +245,6 @@ def test_beams_come_whole_at_the_end() -> None:
         ({"num_beams": 9}, "rows"),
         ({"num_beams": 4, "max_new_tokens": 64}, "rows"),
         ({"guidance_scale": 2.0, "max_new_tokens": 127}, "rows"),
-        ({"num_beams": 2, "guidance_scale": 2.0}, "guidance_scale"),
-        ({"num_beams": 2, "logprobs": 0}, "logprobs"),
-        ({"num_beams": 2, "explain": True}, "explain"),
         ({"guidance_scale": 2.0, "negative_prompt": []}, "negative_prompt"),
         ({"guidance_scale": 2.0, "negative_prompt": [1] * 4094}, "context"),
     ],

@@ -230,8 +230,13 @@ def test_sampling_fields_have_their_precedence(name: str) -> None:
         ({}, {"num_beams": 2}, {"is_streaming": True}, ["num_beams"]),
         ({"num_beams": 2, "guidance_scale": 1.5}, {}, {}, ["guidance_scale"]),
         ({"num_beams": 2}, {"guidance_scale": 1.5}, {}, ["guidance_scale"]),
-        ({}, {}, {"has_negative_prompt": True}, ["negative_prompt"]),
-        ({"guidance_scale": 1.0}, {"guidance_scale": 1.5}, {"has_negative_prompt": True}, ["negative_prompt"]),
+        ({}, {}, {"negative_prompt_field": "negative_prompt"}, ["negative_prompt"]),
+        (
+            {"guidance_scale": 1.0},
+            {"guidance_scale": 1.5},
+            {"negative_prompt_field": "negative_prompt"},
+            ["negative_prompt"],
+        ),
         (
             {"prompt_lookup_num_tokens": 4, "num_assistant_tokens": 4},
             {},
@@ -249,7 +254,6 @@ def test_sampling_fields_have_their_precedence(name: str) -> None:
         ),
         ({"token_healing": True}, {}, {"has_text_prompt": False}, ["token_healing"]),
         ({"token_healing": True, "num_beams": 2}, {}, {}, ["token_healing"]),
-        ({"allowed_token_ids": ()}, {}, {}, ["allowed_token_ids.ids"]),
         ({"allowed_token_ids": (4, 5), "suppress_tokens": (5, 4, 6)}, {}, {}, ["allowed_token_ids.ids"]),
         ({"allowed_token_ids": (4,)}, {"begin_suppress_tokens": (4,)}, {}, ["allowed_token_ids.ids"]),
         ({"forced_bos_token_id": 4, "suppress_tokens": (4, 5)}, {}, {}, ["forced_bos_token_id"]),
@@ -275,7 +279,7 @@ def test_conflicting_fields_are_refused_by_name(
         ({"num_return_sequences": 2, "temperature": 0.5}, {}),
         ({"num_return_sequences": 2, "num_beams": 2}, {}),
         ({"num_beams": 1}, {"is_streaming": True}),
-        ({"guidance_scale": 1.5}, {"has_negative_prompt": True}),
+        ({"guidance_scale": 1.5}, {"negative_prompt_field": "negative_prompt"}),
         ({"token_healing": True}, {}),
         ({"prompt_lookup_num_tokens": 0, "num_beams": 2}, {}),
         ({"forced_eos_token_ids": (4, 5), "suppress_tokens": (4,)}, {}),
@@ -346,6 +350,11 @@ NOTES: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("beams_without_effect", {"length_penalty": 2.0}, {}, {}),
     ("beams_without_effect", {"early_stopping": "true", "num_beams": 1}, {}, {}),
     ("deadline_aware_without_effect", {"deadline_aware": True}, {}, {"has_deadline": False}),
+    ("ngram_size_without_effect", {"max_matching_ngram_size": 3}, {}, {}),
+    ("ngram_size_without_effect", {"max_matching_ngram_size": 3, "num_beams": 2}, {"prompt_lookup_num_tokens": 4}, {}),
+    ("renormalize_without_effect", {"renormalize_logits": True}, {}, {}),
+    ("renormalize_without_effect", {"renormalize_logits": True, "do_sample": True}, {}, {}),
+    ("include_stop_string_without_effect", {"include_stop_string": True}, {}, {}),
 ]
 
 QUIET: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
@@ -362,6 +371,15 @@ QUIET: list[tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ({"length_penalty": 1.0, "early_stopping": "false"}, {}, {}),
     ({}, {"length_penalty": 2.0}, {}),
     ({"deadline_aware": True}, {}, {"has_deadline": True}),
+    ({"max_matching_ngram_size": 3, "prompt_lookup_num_tokens": 4}, {}, {}),
+    ({"max_matching_ngram_size": 3}, {"prompt_lookup_num_tokens": 4}, {}),
+    # The number that is in force anyway, as the settings of an answer are sent back.
+    ({"max_matching_ngram_size": 2}, {}, {}),
+    ({}, {"max_matching_ngram_size": 3, "renormalize_logits": True, "include_stop_string": True}, {}),
+    ({"renormalize_logits": True, "num_beams": 2}, {}, {}),
+    ({"renormalize_logits": False, "include_stop_string": False}, {}, {}),
+    ({"include_stop_string": True, "stop_strings": ("x",)}, {}, {}),
+    ({"include_stop_string": True}, {"stop_strings": ("x",)}, {}),
 ]
 
 

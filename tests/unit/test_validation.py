@@ -44,7 +44,7 @@ def bounds(kv_token_capacity: int = 1000, **limits: int) -> Bounds:
         defaults=GenerationOverrides(),
         unapplied_defaults=(),
     )
-    return Bounds(info=info, limits=LimitsConfig(**limits), max_prompt_bytes=CONTEXT * 4)
+    return Bounds(info=info, limits=LimitsConfig(**limits), max_prompt_bytes=CONTEXT * 4, max_running=4)
 
 
 def found(violations: Violations) -> list[Violation]:

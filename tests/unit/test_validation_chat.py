@@ -16,7 +16,7 @@ from tokenwire.validation_chat import check_conversation
 
 def bounds(**changes: Any) -> Bounds:
     limits = LimitsConfig(max_documents=2, max_template_variables=3)
-    return Bounds(info=model_info(**changes), limits=limits, max_prompt_bytes=128)
+    return Bounds(info=model_info(**changes), limits=limits, max_prompt_bytes=128, max_running=4)
 
 
 def judge(conversation: dict[str, object], **changes: Any) -> list[Violation]:

@@ -84,10 +84,18 @@ def generate_batch(
     """GenerateBatch."""
     requests.check_option_names(options, types.BatchOptions.__optional_keys__)
     special_tokens = requests.given(options, _SPECIAL_TOKENS)
-    messages = [
-        requests.prompt_message(prompt, f"prompts[{index}]", **special_tokens) for index, prompt in enumerate(prompts)
-    ]
-    request = generation_service_pb2.GenerateBatchRequest(prompts=messages, **_generating(options))
+
+    def messages(prompts: Sequence[types.Prompt], path: str) -> list[generation_service_pb2.Prompt]:
+        return [
+            requests.prompt_message(prompt, f"{path}[{index}]", **special_tokens)
+            for index, prompt in enumerate(prompts)
+        ]
+
+    request = generation_service_pb2.GenerateBatchRequest(
+        prompts=messages(prompts, "prompts"),
+        negative_prompts=messages(options.get("negative_prompts") or (), "negative_prompts"),
+        **_generating(options),
+    )
     request_id = options.get("request_id", "")
     return UnaryCall("GenerateBatch", request, options, lambda reply: responses.batch(reply, request_id))
 

@@ -209,8 +209,11 @@ class GuidanceOptions(TypedDict, total=False):
 class BatchOptions(RequestOptions, SpecialTokenOptions, total=False):
     """Options of the call that continues many prompts."""
 
+    negative_prompts: Sequence[Prompt] | None
+    """What guidance_scale steers away from, one for each prompt. Default: the last token of each prompt."""
 
-class PromptOptions(BatchOptions, GuidanceOptions, total=False):
+
+class PromptOptions(RequestOptions, SpecialTokenOptions, GuidanceOptions, total=False):
     """Options of the calls that continue a prompt."""
 
 

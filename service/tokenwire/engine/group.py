@@ -74,12 +74,6 @@ class RowFactory(Generic[GenerationT]):
         settings = submit.settings
         if self._make_beam_search is None:
             raise ValueError("num_beams: beam search is not available")
-        if settings.guidance_scale != 1.0:
-            raise ValueError("guidance_scale: must be 1 with num_beams above 1")
-        if settings.logprobs is not None:
-            raise ValueError("logprobs: must be unset with num_beams above 1")
-        if settings.explain:
-            raise ValueError("explain: must be false with num_beams above 1")
         search = self._make_beam_search(submit)
         rows = [self._row(submit, submit.prompt_ids, None, accepted_at)]
         rows += [self._row(submit, [], None, accepted_at) for _ in range(1, settings.num_beams)]

@@ -5,6 +5,7 @@ import math
 import msgspec
 
 from tokenwire import _native
+from tokenwire.config import MAX_DRAFT_TOKENS
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import Violation
 
@@ -57,10 +58,10 @@ STOPPING_NAMES = (
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("num_return_sequences", 1, math.inf),
     ("num_beams", 1, math.inf),
-    ("length_penalty", -10, 10),
-    ("prompt_lookup_num_tokens", 0, 64),
+    ("length_penalty", -_native.MAX_LENGTH_PENALTY, _native.MAX_LENGTH_PENALTY),
+    ("prompt_lookup_num_tokens", 0, MAX_DRAFT_TOKENS),
     ("max_matching_ngram_size", 1, 16),
-    ("num_assistant_tokens", 0, 64),
+    ("num_assistant_tokens", 0, MAX_DRAFT_TOKENS),
 )
 """Settings of the strategies, which are no business of the sampler; where the end is infinite, ModelLimits has it."""
 
@@ -95,6 +96,6 @@ def out_of_range(
     for name, low, high in _RANGES:
         value = values.get(name)
         if value is not None and not (low <= value <= high):
-            rule = f"must be from {low} to {high}" if high < math.inf else f"must be at least {low}"
+            rule = f"must be from {low:g} to {high:g}" if high < math.inf else f"must be at least {low}"
             found.append((name, rule, str(value)))
     return [Violation(field, rule, value) for field, rule, value in found]

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from tokenwire.engine.settings import (
+    DEFAULT_MAX_MATCHING_NGRAM_SIZE,
     DEFAULT_MAX_NEW_TOKENS,
     DEFAULT_TOP_K,
     SAMPLING_FIELDS,
     GenerationOverrides,
     GenerationSettings,
 )
-from tokenwire.errors import Violation
+from tokenwire.errors import Violation, spelled
 
 NEUTRAL_SAMPLING = {
     "temperature": 1.0,
@@ -54,7 +55,8 @@ class Circumstances(NamedTuple):
     is_streaming: bool = False
     has_text_prompt: bool = True
     """The prompt is text, not token ids."""
-    has_negative_prompt: bool = False
+    negative_prompt_field: str = ""
+    """The request's field that gives a negative prompt; empty where none does."""
     has_deadline: bool = True
     """The call has one."""
     num_assistant_tokens: int = 0
@@ -129,6 +131,7 @@ class _Resolver:
         prompt_lookup_num_tokens, num_assistant_tokens = self._drafts()
         token_healing = self._token_healing()
         self._allowed_and_forced()
+        self._without_effect(prompt_lookup_num_tokens)
         if overrides.deadline_aware and not self._given.has_deadline:
             self._note("deadline_aware_without_effect", "deadline_aware has no effect: the call has no deadline.")
         if self._violations:
@@ -177,7 +180,7 @@ class _Resolver:
             length_penalty=value("length_penalty", 1.0),
             early_stopping=value("early_stopping", "false"),
             prompt_lookup_num_tokens=prompt_lookup_num_tokens,
-            max_matching_ngram_size=value("max_matching_ngram_size", 2),
+            max_matching_ngram_size=value("max_matching_ngram_size", DEFAULT_MAX_MATCHING_NGRAM_SIZE),
             num_assistant_tokens=num_assistant_tokens,
             token_healing=token_healing,
         )
@@ -197,7 +200,7 @@ class _Resolver:
         if value is None:
             value = getattr(self._defaults, name)
             rule = f"{rule}; this is the model's default, set {path.removesuffix('.ids')}"
-        self._violations.append(Violation(f"generation_config.{path}", rule, repr(value)))
+        self._violations.append(Violation(f"generation_config.{path}", rule, spelled(value)))
 
     def _note(self, code: str, message: str) -> None:
         self._notes.append(Note(code, message))
@@ -315,9 +318,10 @@ class _Resolver:
             self._note("beams_without_effect", message)
 
     def _guidance(self) -> None:
-        if self._given.has_negative_prompt and self._chosen("guidance_scale", 1.0) == 1:
+        field = self._given.negative_prompt_field
+        if field and self._chosen("guidance_scale", 1.0) == 1:
             rule = "must be unset where generation_config.guidance_scale is unset or 1"
-            self._violations.append(Violation("negative_prompt", rule, "a prompt"))
+            self._violations.append(Violation(field, rule, "a prompt"))
 
     def _drafts(self) -> tuple[int, int]:
         """prompt_lookup_num_tokens and num_assistant_tokens, of which one is 0."""
@@ -355,15 +359,30 @@ class _Resolver:
     # ---- tokens --------------------------------------------------------------------------------------------
 
     def _allowed_and_forced(self) -> None:
-        if self._overrides.allowed_token_ids == ():
-            self._refuse("allowed_token_ids", "must have at least one id; leave it unset to allow every token")
         suppressed = set(self._chosen("suppress_tokens", ()))
+        begin_suppressed = set(self._chosen("begin_suppress_tokens", ()))
         allowed = self._chosen("allowed_token_ids", None)
-        for name in ("suppress_tokens", "begin_suppress_tokens"):
-            if allowed and set(self._chosen(name, ())).issuperset(allowed):
+        for name, ids in (("suppress_tokens", suppressed), ("begin_suppress_tokens", begin_suppressed)):
+            if allowed and ids.issuperset(allowed):
                 self._refuse("allowed_token_ids", f"must have a token that is not one of {name}")
         bos, eos = self._chosen("forced_bos_token_id", None), self._chosen("forced_eos_token_ids", ())
         if bos is not None and bos in suppressed:
             self._refuse("forced_bos_token_id", "must not be one of suppress_tokens")
         if eos and suppressed.issuperset(eos):
             self._refuse("forced_eos_token_ids", "must not all be in suppress_tokens")
+
+    # ---- the rest ------------------------------------------------------------------------------------------
+
+    def _without_effect(self, prompt_lookup_num_tokens: int) -> None:
+        """Notes on settings of the request that only act beside others which are not set."""
+        overrides = self._overrides
+        size = overrides.max_matching_ngram_size
+        if size not in (None, DEFAULT_MAX_MATCHING_NGRAM_SIZE) and not prompt_lookup_num_tokens:
+            message = "max_matching_ngram_size has no effect without prompt lookup; set prompt_lookup_num_tokens."
+            self._note("ngram_size_without_effect", message)
+        if overrides.renormalize_logits and self._chosen("num_beams", 1) == 1:
+            message = "Without beams renormalize_logits has no effect: only beams compare scores of different steps."
+            self._note("renormalize_without_effect", message)
+        if overrides.include_stop_string and not self._chosen("stop_strings", ()):
+            message = "include_stop_string has no effect without stop strings; set stop_strings."
+            self._note("include_stop_string_without_effect", message)

@@ -30,7 +30,6 @@ class Served:
     info: ModelInfo
     text: Text
     bounds: Bounds
-    max_running: int
     markers: ChatMarkers = field(default_factory=ChatMarkers)
 
 
@@ -62,8 +61,8 @@ class Backend:
         max_prompt_bytes = min(max_prompt_bytes, self.limits.max_message_bytes)
         # All beams of a request advance together.
         limits = replace(self.limits, max_beams=min(self.limits.max_beams, self._max_running))
-        bounds = Bounds(info=info, limits=limits, max_prompt_bytes=max_prompt_bytes)
-        self._served = Served(info, text, bounds, self._max_running)
+        bounds = Bounds(info=info, limits=limits, max_prompt_bytes=max_prompt_bytes, max_running=self._max_running)
+        self._served = Served(info, text, bounds)
 
     @property
     def is_installed(self) -> bool:

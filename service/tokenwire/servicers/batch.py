@@ -27,7 +27,10 @@ class Batch:
         self._served = served
         self._request = request
         self._output = output_of(request.output)
-        self._shape = Shape(has_deadline=current_call().deadline is not None)
+        self._shape = Shape(
+            has_deadline=current_call().deadline is not None,
+            negative_prompt_field="negative_prompts" if request.negative_prompts else "",
+        )
         self._freed = asyncio.Event()
         self._accepted_count = 0
 
@@ -39,13 +42,14 @@ class Batch:
         """
         violations = validation.Violations()
         validation.check_batch_size(len(self._request.prompts), self._served.bounds, violations, "prompts")
+        validation.check_negative_prompts(self._request, violations)
         overrides = checked_overrides(
             self._request.generation_config, self._output, self._served.bounds, violations, self._shape
         )
         violations.check()
         check_supported(overrides, self._served.info)
         num_rows = num_rows_for(overrides, self._served.info.defaults)
-        window = asyncio.Semaphore(max(1, 2 * self._served.max_running // num_rows))
+        window = asyncio.Semaphore(max(1, 2 * self._served.bounds.max_running // num_rows))
         try:
             async with asyncio.TaskGroup() as group:
                 tasks = [
@@ -80,12 +84,26 @@ class Batch:
 
     async def _prepare(self, index: int, overrides: GenerationOverrides) -> Prepared:
         prompt, path = self._request.prompts[index], f"prompts[{index}]"
+        negative_path = f"negative_prompts[{index}]"
+        negative = self._request.negative_prompts[index] if self._request.negative_prompts else None
         violations = validation.Violations()
         validation.check_prompt(prompt, self._served.bounds, violations, path)
+        if negative is not None:
+            validation.check_prompt(negative, self._served.bounds, violations, negative_path)
         violations.check()
         encoded = await encode(self._served, prompt, path)
         shape = self._shape._replace(has_text_prompt=encoded.text is not None)
-        return await prepared_prompt_of(self._served, encoded, overrides, self._output, shape)
+        return await prepared_prompt_of(
+            self._served,
+            encoded,
+            overrides,
+            self._output,
+            shape,
+            negative_prompt_ids=None
+            if negative is None
+            else (await encode(self._served, negative, negative_path)).token_ids,
+            negative_path=negative_path,
+        )
 
     async def _submit(self, prepared: Prepared, index: int) -> TokenStream:
         while True:

@@ -38,7 +38,7 @@ def describe(served: Served) -> model_service_pb2.Model:
         chat_template_names=served.text.chat_template_names,
         default_config=_default_config(served),
         limits=convert.limits_of(
-            bounds.limits, max_sequence_tokens=bounds.max_sequence_tokens, max_running=served.max_running
+            bounds.limits, max_sequence_tokens=bounds.max_sequence_tokens, max_running=bounds.max_running
         ),
     )
 
@@ -49,8 +49,9 @@ def _default_config(served: Served) -> generation_pb2.GenerationConfig:
     if resolution.settings is None:
         return generation_pb2.GenerationConfig()
     config = config_of(resolution.settings, with_seed=False)
-    if info.defaults.max_new_tokens is None and info.defaults.max_length is not None:
-        # The default bounds prompt and answer together: how many are new depends on the prompt.
-        config.ClearField("max_new_tokens")
+    if info.defaults.max_length is not None:
         config.max_length = info.defaults.max_length
+        if info.defaults.max_new_tokens is None:
+            # The default bounds prompt and answer together: how many are new depends on the prompt.
+            config.ClearField("max_new_tokens")
     return config
