@@ -106,7 +106,7 @@ $(VENV)/.dev: $(VENV)/.serve
 
 $(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/build_backend.py
 	@echo "==> building the extension (two to four minutes the first time)"
-	@$(RUST) $(UV) pip install --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package tokenwire --editable .
+	@TOKENWIRE_BUILD_OUTPUT=9 $(RUST) $(UV) pip install --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package tokenwire --editable . 9>&2
 	@touch $@
 
 $(MODEL): | $(VENV)/.uv

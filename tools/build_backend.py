@@ -3,6 +3,8 @@
 maturin has no step for generated code; without this, a wheel built by plain ``pip wheel .`` would lack the stubs.
 """
 
+import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,13 +38,27 @@ def generate_stubs() -> None:
     (out / "__init__.py").write_text('"""Generated from proto/tokenwire/v1; do not edit."""\n')
 
 
+def show_progress() -> None:
+    """Let cargo write where ``make`` writes: pip and uv keep a build's output to themselves until it fails.
+
+    TOKENWIRE_BUILD_OUTPUT is the number of an inherited file descriptor; unset, nothing changes.
+    """
+    number = os.environ.get("TOKENWIRE_BUILD_OUTPUT")
+    if number:
+        # Whoever closed it on the way here gets the build without its progress.
+        with contextlib.suppress(OSError):
+            os.dup2(int(number), sys.stderr.fileno())
+
+
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     generate_stubs()
+    show_progress()
     return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     generate_stubs()
+    show_progress()
     return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
 
 

@@ -20,12 +20,16 @@ class _Formatter(logging.Formatter):
 
 
 class TextFormatter(_Formatter):
-    """``2026-01-31T12:00:00.000Z INFO request request_id=… status=OK``."""
+    """``2026-01-31T12:00:00.000Z INFO request request_id=… status=OK``.
+
+    ``record.text`` is printed in the place of an event whose name alone would say too little to a person.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line; a traceback follows on lines of its own."""
         fields: dict[str, object] = getattr(record, "fields", {})
-        words = [self._time(record), record.levelname, record.getMessage().replace("\n", " ")]
+        text: str = getattr(record, "text", record.getMessage())
+        words = [self._time(record), record.levelname, text.replace("\n", " ")]
         words += [f"{name}={value}" for name, value in fields.items()]
         line = " ".join(words)
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line

@@ -120,11 +120,13 @@ class Server:
         self._install_signals()
         try:
             await server.start()
-            logger.info("listening", extra={"fields": {"address": address}})
+            text = "not ready yet: the model loads; health checks are answered"
+            logger.info("listening", extra={"fields": {"address": address}, "text": text})
             self.listening.set()
             if await self._load(engine, backend):
                 _report(health, backend)
-                logger.info("ready", extra={"fields": backend.summary()})
+                fields = {"address": address, **backend.summary()}
+                logger.info("ready", extra={"fields": fields, "text": "ready: requests are answered"})
                 self.ready.set()
                 await self._stop_requested.wait()
                 if self._engine_lost:

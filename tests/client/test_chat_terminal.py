@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fake_server import FakeServer, item_status
 
-from tokenwire.cli.chat import ChatSession
+from tokenwire.cli.chat import HELP, ChatSession
 from tokenwire.client import Client
 
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -169,7 +169,8 @@ def test_ctrl_c_at_the_prompt_drops_the_line(converse: Converse, server: FakeSer
 
 
 def test_reset_and_system(converse: Converse, server: FakeServer) -> None:
-    _, shown = converse("one", "/system Be brief.", "two", "/reset", "three", "/system", "/nonsense", "four")
+    _, shown = converse("one", "/system Be brief.", "two", "/reset", "three", "/system", "/nonsense", "/help", "four")
+    assert shown.count(HELP) == 3
     for line in (
         "System message set.",
         "The conversation starts anew.",

@@ -114,6 +114,9 @@ def test_model_describes_what_is_served(run: Run) -> None:
     lines = dict(line.split(maxsplit=1) for line in out.splitlines() if len(line.split()[0]) > 2)
     assert code == 0
     assert (lines["architecture"], lines["quantization"]) == ("LlamaForCausalLM", "nf4")
+    # Every name, the longest too, is apart from its value, and the values stand in one column.
+    starts = {len(line) - len(line[line.index("  ") :].lstrip()) for line in out.splitlines()}
+    assert len(starts) == 1
     described = json.loads(run("model", "--json")[1])
     assert (described["id"], described["limits"]["max_logprobs"]) == ("tiny", 20)
 

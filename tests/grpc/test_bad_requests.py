@@ -332,3 +332,23 @@ async def test_a_long_text_of_few_tokens_is_accepted(start: Any) -> None:
     service = await start(FakeEngine(model_info(tokenizer_json=collapsing), script=say("x")))
     await service.generation.Generate(parse({"prompt": {"text": "a" + " " * 60_000 + "b"}}, pb.GenerateRequest))
     assert [bytes(stream.prompt_ids) for stream in service.engine.streams] == [b"a b"]
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "said"),
+    [
+        ({}, "prompt: must be set, got unset"),
+        ({"prompt": {}}, "got neither"),
+        ({"prompt": {"text": "x", "token_ids": [1]}}, "got both"),
+        ({"prompt": {"token_ids": [1], "add_special_tokens": False}}, "must be unset with token_ids, got false"),
+        (config(allowed_token_ids={"ids": [4, 5]}, suppress_tokens={"ids": [4, 5]}), "got [4, 5]"),
+        (config(token_healing=True, num_beams=2), "got true"),
+    ],
+)
+async def test_refusals_show_values_in_the_terms_of_the_protocol(
+    service: Any, request_fields: dict[str, Any], said: str
+) -> None:
+    failed = await failure(service.generation.Generate(ParseDict(request_fields, pb.GenerateRequest())))
+    assert said in failed.message
+    for word in ("None", "True", "False", "(", "'"):
+        assert word not in failed.message.partition("got ")[2]

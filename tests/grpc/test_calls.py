@@ -4,9 +4,10 @@ import threading
 from typing import Any
 
 import pytest
-from fakes import IM_END, VOCAB_SIZE, FakeEngine, say
+from fakes import IM_END, VOCAB_SIZE, FakeEngine, model_info, say
 from harness import Service
 
+from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.servicers.text import INLINE_CHARACTERS
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 from tokenwire.validation import check_token_ids
@@ -234,3 +235,29 @@ async def test_finish_reasons(service: Service, engine: FakeEngine, reason: str,
     assert finish.reason == expected
     assert finish.HasField("stop_string") == (reason == "stop_string")
     assert finish.HasField("stop_token_id") == (reason == "stop_token")
+
+
+@pytest.mark.parametrize(
+    ("defaults", "expected"),
+    [
+        ({"max_length": 40}, {"max_length": 40}),
+        ({"max_new_tokens": 9}, {"max_new_tokens": 9}),
+        ({"max_length": 40, "max_new_tokens": 9}, {"max_length": 40, "max_new_tokens": 9}),
+    ],
+)
+async def test_get_model_loses_no_length(start: Any, defaults: dict[str, int], expected: dict[str, int]) -> None:
+    service = await start(FakeEngine(model_info(defaults=GenerationOverrides(**defaults))))
+    model = (await service.model.GetModel(model_service_pb2.GetModelRequest())).model
+    named = {field.name: value for field, value in model.default_generation_config.ListFields()}
+    assert {name: named[name] for name in ("max_length", "max_new_tokens") if name in named} == expected
+
+
+@pytest.mark.parametrize(("logprobs", "expected"), [(None, ["processed_logprobs_without_effect"]), (0, [])])
+async def test_processed_logprobs_without_logprobs_are_warned_about(
+    service: Service, engine: FakeEngine, logprobs: int | None, expected: list[str]
+) -> None:
+    engine.script = say("x")
+    request = generate_request("<|im_start|>")
+    request.output.CopyFrom(generation_pb2.OutputOptions(processed_logprobs=True, logprobs=logprobs))
+    start = (await service.generation.Generate(request)).start
+    assert [warning.code for warning in start.warnings] == expected

@@ -315,7 +315,15 @@ def test_the_flags_of_requests_are_the_options_of_the_client() -> None:
 @pytest.mark.parametrize("value", ["5", "x=1", "5=x", "=1"])
 def test_a_bias_needs_its_form(capsys: pytest.CaptureFixture[str], value: str) -> None:
     assert cli.main(["generate", "x", "--logit-bias", value]) == 2
-    assert "Must be ID=BIAS" in capsys.readouterr().err
+    error = f'tokenwire: Invalid value for --logit-bias: "{value}" must be ID=BIAS, for example 42=-1.5.\n'
+    assert capsys.readouterr().err == error
+
+
+def test_a_template_variable_needs_its_form(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["chat", "x", "--template-var", "a=1", "--template-var", "b"]) == 2
+    assert capsys.readouterr().err == (
+        'tokenwire: Invalid value for --template-var: "b" must be NAME=VALUE, for example enable_thinking=false.\n'
+    )
 
 
 def test_an_unknown_client_setting_gives_one_line(server: FakeServerModule, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, MissingArgumentError
+from cyclopts import App, CycloptsError, MissingArgumentError, ValidationError
 from cyclopts.config import Env
 
 import tokenwire
@@ -81,5 +81,10 @@ def _usage_error(error: CycloptsError) -> str:
             f"{unknown}no model to serve: pass --model PATH (a checkpoint's folder, a GGUF file or a hub id), "
             f'set {ENV_PREFIX}MODEL, or write model = "PATH" into tokenwire.toml'
         )
+    if isinstance(error, ValidationError) and error.argument is not None and error.argument.tokens:
+        values, token = error.argument.value, error.argument.tokens[0]
+        if isinstance(values, tuple):
+            # cyclopts would print all values of the flag, as Python's tuple. The message names the wrong one.
+            return f"Invalid value for {token.keyword or error.argument.name}: {error.exception_message}"
     # A message of cyclopts may have several lines, for example with a list of choices.
     return " ".join(str(error).split())

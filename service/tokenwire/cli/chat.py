@@ -28,7 +28,10 @@ _DEFAULT_CONNECTION = ConnectionFlags()
 _DEFAULT_GENERATION = GenerationFlags()
 _DEFAULT_TEMPLATE = TemplateFlags()
 
-HELP = "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message."
+HELP = (
+    "Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message, /help says "
+    "this."
+)
 _PROMPT = "> "
 
 
@@ -49,7 +52,8 @@ def chat(
 ) -> int:
     """Chat with the model: a conversation at the terminal, or the answer to one message.
 
-    Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message.
+    Ctrl-C stops an answer, Ctrl-D or /exit leaves, /reset forgets, /system TEXT sets the system message, /help says
+    this.
     """
     interactive = message is None and sys.stdin.isatty()
     text = "" if interactive else text_or_stdin(message, "message")
@@ -121,6 +125,8 @@ class ChatSession:
                     continue
                 case "/exit" | "/quit":
                     return
+                case "/help":
+                    self._err.line(HELP)
                 case "/reset":
                     self._turns.clear()
                     self._err.line("The conversation starts anew.")

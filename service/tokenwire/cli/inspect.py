@@ -54,8 +54,10 @@ def model(
     if as_json:
         _write_json(dataclasses.asdict(served), out)
         return 0
-    for name, value in _description(served):
-        out.line(f"{name:<24}{value}")
+    lines = _description(served)
+    width = max(len(name) for name, _ in lines) + 2
+    for name, value in lines:
+        out.line(f"{name:<{width}}{value}")
     return 0
 
 

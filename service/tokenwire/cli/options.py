@@ -125,7 +125,7 @@ def _parse_bias(text: str) -> tuple[int, float]:
             return int(token), float(bias)
     except ValueError:
         pass
-    raise ValueError("Must be ID=BIAS, for example 42=-1.5.")
+    raise ValueError(f'"{text}" must be ID=BIAS, for example 42=-1.5.')
 
 
 _EARLY_STOPPING: dict[str, EarlyStopping] = {"false": False, "true": True, "never": "never"}

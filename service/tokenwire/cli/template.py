@@ -23,7 +23,7 @@ def _no_number(text: str) -> float:
 def _parse_variable(text: str) -> tuple[str, str | float | bool]:
     name, separator, value = text.partition("=")
     if not separator:
-        raise ValueError("Must be NAME=VALUE, for example enable_thinking=false.")
+        raise ValueError(f'"{text}" must be NAME=VALUE, for example enable_thinking=false.')
     try:
         parsed = json.loads(value, parse_constant=_no_number)
     except ValueError:
