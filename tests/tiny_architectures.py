@@ -205,7 +205,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"head_dim": 16},
-    # As in its checkpoint: transformers' cache forgets behind the window, its mask does not.
+    # As in its checkpoint: transformers' cache forgets behind the window, its mask does not. With a smaller window the
+    # context is cut to it at start-up (test_runner_window.py).
     "moshi": {"sliding_window": CONTEXT_LENGTH},
     "phimoe": {"sliding_window": None},  # taken and not acted on
     "reformer": {"axial_pos_embds": False, "attn_layers": ["local", "local"]},

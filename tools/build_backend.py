@@ -7,6 +7,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +40,49 @@ def generate_stubs() -> None:
     (out / "__init__.py").write_text('"""Generated from proto/tokenwire/v1; do not edit."""\n')
 
 
-def show_progress() -> None:
+@contextlib.contextmanager
+def progress_shown() -> Iterator[None]:
     """Let cargo write where ``make`` writes: pip and uv keep a build's output to themselves until it fails.
 
-    TOKENWIRE_BUILD_OUTPUT is the number of an inherited file descriptor; unset, nothing changes.
+    TOKENWIRE_BUILD_OUTPUT is the number of an inherited file descriptor; unset or closed, nothing changes.
     """
-    number = os.environ.get("TOKENWIRE_BUILD_OUTPUT")
-    if number:
-        # Whoever closed it on the way here gets the build without its progress.
-        with contextlib.suppress(OSError):
-            os.dup2(int(number), sys.stderr.fileno())
+    try:
+        terminal = os.dup(int(os.environ["TOKENWIRE_BUILD_OUTPUT"]))
+    except (KeyError, OSError):
+        yield
+        return
+    stderr = os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 2)
+    os.close(writer)
+
+    def pass_on() -> None:
+        with open(reader, "rb") as lines, open(terminal, "wb", buffering=0) as out:
+            for line in lines:
+                # maturin warns that it is not the build backend itself; this file is, on purpose.
+                if b"`build-backend`" not in line:
+                    out.write(line)
+
+    thread = threading.Thread(target=pass_on)
+    thread.start()
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        thread.join()
 
 
 def build_wheel(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     generate_stubs()
-    show_progress()
-    return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
+    with progress_shown():
+        return str(maturin.build_wheel(wheel_directory, config_settings, metadata_directory))
 
 
 def build_editable(wheel_directory: str, config_settings: Any = None, metadata_directory: str | None = None) -> str:
     generate_stubs()
-    show_progress()
-    return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
+    with progress_shown():
+        return str(maturin.build_editable(wheel_directory, config_settings, metadata_directory))
 
 
 build_sdist = maturin.build_sdist

@@ -128,10 +128,15 @@ def test_negative_prompts(server: FakeServer) -> None:
         client.generate("a")
         with pytest.raises(TypeError, match="unknown option negative_prompt"):
             client.generate_batch(["a"], negative_prompt="bad")  # type: ignore[call-arg]
-    text, ids, without = server.requests
+        client.generate_batch(["a", "b"], guidance_scale=2.0, negative_prompts=["bad", [3]], parse_special_tokens=False)
+    text, ids, without, batch = server.requests
     assert text.negative_prompt == generation_service_pb2.Prompt(text="bad", parse_special_tokens=False)
     assert list(ids.negative_prompt.token_ids) == [1, 2]
     assert not without.HasField("negative_prompt")
+    assert list(batch.negative_prompts) == [
+        generation_service_pb2.Prompt(text="bad", parse_special_tokens=False),
+        generation_service_pb2.Prompt(token_ids=[3]),
+    ]
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

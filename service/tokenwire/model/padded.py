@@ -15,7 +15,7 @@ pads ids, has nothing to do, and the model layer stays without knowledge of the 
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -104,6 +104,10 @@ class PaddedRunner:
         if not parts:
             return np.empty((0, self.vocab_size), dtype=np.float32)
         return to_numpy(torch.cat(parts))
+
+    def adopt(self, sequence: int, cache: DynamicCache) -> None:
+        """Let a sequence that is not known yet go on from plain keys and values made elsewhere; taken over."""
+        self._alone[sequence] = cache
 
     def copy_blocks(self, sources: list[int], targets: list[int]) -> None:
         """Refused: nothing is in blocks."""
@@ -275,9 +279,20 @@ def _state_name(model: PreTrainedModel) -> str:
     )
 
 
+class CacheProbe(NamedTuple):
+    """What a model keeps of a sequence."""
+
+    is_plain: bool
+    """Keys and values only."""
+    shapes: list[LayerShape]
+    """What each layer with attention caches per token."""
+    windows: list[int | None]
+    """For each of them the sliding window that its cache in transformers keeps; None: it forgets nothing."""
+
+
 @torch.inference_mode()
-def probe_cache(model: PreTrainedModel) -> tuple[bool, list[LayerShape]]:
-    """Run two tokens; say whether the model keeps plain keys and values only, and what each layer caches per token."""
+def probe_cache(model: PreTrainedModel) -> CacheProbe:
+    """Run two tokens and look at what they leave behind."""
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     state = getattr(model(input_ids=tokens, use_cache=True), _state_name(model), None)
     if state is None:
@@ -287,9 +302,10 @@ def probe_cache(model: PreTrainedModel) -> tuple[bool, list[LayerShape]]:
     plain = len(layers) > 0 and all(
         type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) and layer.is_initialized for layer in layers
     )
-    shapes = []
+    shapes, windows = [], []
     for layer in attention:
         keys, values = layer.keys, layer.values
         if keys is not None and values is not None:
             shapes.append(LayerShape(keys.shape[1], keys.shape[3], values.shape[3], keys.dtype, keys.device))
-    return plain, shapes
+            windows.append(getattr(layer, "sliding_window", None))
+    return CacheProbe(plain, shapes, windows)

@@ -1,23 +1,32 @@
-"""The start-up check of the padded path: whether sequences may decode in one left-padded batch.
+"""The start-up checks of the padded path: whether sequences may decode in one batch, and how long they may become.
 
-Some architectures keep plain keys and values and still cannot: the decoders of bart, whisper or trocr count positions
-by the length of the cache, and roformer takes none at all. A shorter row of a batch would get wrong logits without an
-error.
+Some architectures keep plain keys and values and still cannot decode in a left-padded batch: the decoders of bart,
+whisper or trocr count positions by the length of the cache, and roformer takes none at all. A shorter row of a batch
+would get wrong logits without an error.
+
+transformers' caches of sliding layers forget what is behind the window, which is right where the mask has hidden it
+anyway. The class of moshi has a window in its configuration and none in its mask: behind it ``generate`` answers as the
+cache happens to be, one way within the prompt and another way after it. There is nothing to be equal to.
 """
 
 import math
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.batch import ForwardBatch
-from tokenwire.model.padded import PaddedRunner
+from tokenwire.model.kv_cache import LayerShape
+from tokenwire.model.padded import CacheProbe, PaddedRunner
 from tokenwire.model.self_test import tolerance
 
 _LENGTHS = (13, 7)
 _PROMPTS = (10, 4)
+_BEHIND = 8
+"""Tokens that a check of a window lies behind it."""
+_FAR = 30.0
+"""Standard deviation of keys and values that nobody can overlook who sees them."""
 
 
 def decodes_in_batches(model: PreTrainedModel, vocab_size: int, *, quantization: str) -> bool:
@@ -89,3 +98,73 @@ def _error(model: PreTrainedModel, vocab_size: int, *, together: bool) -> float:
                 return error
             worst = max(worst, error)
     return worst
+
+
+def overlooked_window(
+    model: PreTrainedModel, probe: CacheProbe, vocab_size: int, context_length: int, *, quantization: str
+) -> int | None:
+    """The smallest sliding window below ``context_length`` behind which the attention of ``model`` still looks.
+
+    None where its masks end where its caches do. For models whose sequences decode in batches. A window of any size is
+    checked with one token behind random keys and values, so it costs the memory of a sequence of that length.
+    """
+    shapes, windows = probe.shapes, probe.windows
+    limit = tolerance(model.dtype, quantization)
+    for window in sorted({window for window in windows if window is not None and window < context_length}):
+        try:
+            num_behind = min(_BEHIND, context_length - 1 - window)
+            change = _change_behind(model, shapes, windows, vocab_size, window=window, num_behind=num_behind)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:
+            # What cannot be computed there is no answer either.
+            return window
+        if not change <= limit:  # NaN: it looked
+            return window
+    return None
+
+
+@torch.inference_mode()
+def _change_behind(
+    model: PreTrainedModel,
+    shapes: list[LayerShape],
+    windows: list[int | None],
+    vocab_size: int,
+    *,
+    window: int,
+    num_behind: int,
+) -> float:
+    """Relative L2 change of a token's logits when what is behind ``window`` becomes something else.
+
+    The token stands ``num_behind`` places further than the first one that does not see all before it; only the layers
+    that slide with this window change.
+    """
+    length = window + num_behind
+    generator = torch.Generator().manual_seed(0)
+    pairs = [
+        tuple(
+            torch.randn(1, shape.num_kv_heads, length, dim, generator=generator).to(shape.device, shape.dtype)
+            for dim in (shape.key_dim, shape.value_dim)
+        )
+        for shape in shapes
+    ]
+    logits = []
+    for is_changed in (False, True):
+        if is_changed:
+            for pair, own in zip(pairs, windows, strict=True):
+                for tensor in pair if own == window else ():
+                    tensor[:, :, : num_behind + 1] *= _FAR
+        runner = PaddedRunner(
+            model,
+            vocab_size=vocab_size,
+            context_length=length + 1,
+            num_blocks=1,
+            block_size=length + 1,
+            keeps_plain_cache=True,
+            reason="",
+        )
+        runner.adopt(0, DynamicCache(pairs))
+        row = torch.from_numpy(runner.forward(ForwardBatch([0], [[0]], [length], [[0]], [1])))
+        logits.append(row.view(torch.bfloat16).float() if row.dtype == torch.uint16 else row.clone())
+    before, after = logits
+    return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))

@@ -13,7 +13,7 @@ from tokenwire.model.layers import prepare_layers_inplace
 from tokenwire.model.loader import LoadedModel
 from tokenwire.model.memory import format_size, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
-from tokenwire.model.padded_check import check_alone, decodes_in_batches
+from tokenwire.model.padded_check import check_alone, decodes_in_batches, overlooked_window
 from tokenwire.model.paged import PagedRunner
 
 
@@ -29,8 +29,9 @@ def make_runner(
 
     ``forward_path`` and ``forward_path_reason`` of the result say which and why. ModelLoadError when the KV cache does
     not fit. A cache that holds less than one context lowers ``context_length`` to what it holds, with a line through
-    ``progress``: so whatever respects the context can always run alone. ``kernels`` serve 4-bit linear layers on the
-    CPU, and the output head beside them; None, or ``forward_kernels`` off, leaves them to bitsandbytes and torch.
+    ``progress``: so whatever respects the context can always run alone. So does a sliding window of which only the
+    model's cache in transformers knows. ``kernels`` serve 4-bit linear layers on the CPU, and the output head beside
+    them; None, or ``forward_kernels`` off, leaves them to bitsandbytes and torch.
     ``beside``: what another model, the draft model, caches per token; the memory of the KV cache holds as many tokens
     for both.
     """
@@ -64,20 +65,26 @@ def _make_runner(
         except GateError as error:
             reason = str(error)
     keeps_plain_cache = True
+    longest = loaded.context_length
     if reason:
-        keeps_plain_cache, shapes = probe_cache(model)
+        probe = probe_cache(model)
+        keeps_plain_cache, shapes = probe.is_plain, probe.shapes
         if keeps_plain_cache and not decodes_in_batches(model, vocab_size, quantization=loaded.quantization):
             keeps_plain_cache = False
             reason += "; in a left-padded batch its logits are others, so sequences run one at a time"
         if not keeps_plain_cache:
             check_alone(model, vocab_size)
-    num_blocks = choose_num_blocks([*shapes, *beside], engine, loaded.context_length)
+        elif window := overlooked_window(model, probe, vocab_size, longest, quantization=loaded.quantization):
+            reason += f"; its attention looks behind the {window} tokens that its cache keeps in transformers"
+            progress(f"context lowered from {longest} to {window} tokens: behind them transformers has no one answer")
+            longest = window
+    num_blocks = choose_num_blocks([*shapes, *beside], engine, longest)
     capacity = num_blocks * engine.block_size
     kv_bytes = capacity * sum(shape.bytes_per_token for shape in (*shapes, *beside))
     progress(f"KV cache: {capacity} tokens in {num_blocks} blocks, {format_size(kv_bytes)}")
-    context_length = min(loaded.context_length, capacity)
-    if context_length < loaded.context_length:
-        progress(f"context lowered from {loaded.context_length} to {context_length} tokens: the KV cache holds no more")
+    context_length = min(longest, capacity)
+    if context_length < longest:
+        progress(f"context lowered from {longest} to {context_length} tokens: the KV cache holds no more")
     if not reason:
         cache = KVCache(shapes, num_blocks, engine.block_size)
         return PagedRunner(
