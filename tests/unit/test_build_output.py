@@ -14,15 +14,13 @@ from tokenwire.config import LogConfig
 
 ROOT = Path(__file__).parents[2]
 
-BUILD = """
+BUILD = r"""
 import subprocess, sys
 sys.path.insert(0, sys.argv[1])
 import build_backend
 build_backend.generate_stubs = lambda: None
-build_backend.maturin.build_editable = lambda *_: subprocess.run(
-    [sys.executable, "-c", "import sys; sys.stderr.writelines(['the `build-backend`\\n', 'Compiling\\n'])"],
-    check=True,
-)
+program = "import sys\nfor line in ('the `build-backend`', 'Compiling'): print(line, file=sys.stderr)"
+build_backend.maturin.build_editable = lambda *_: subprocess.run([sys.executable, "-c", program], check=True)
 build_backend.build_editable("wheels")
 """
 """A build that writes to its standard error: a warning that nobody needs, and a line of the compiler."""
