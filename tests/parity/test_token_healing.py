@@ -168,6 +168,23 @@ def test_the_first_token_extends_the_dropped_one_whatever_the_model_wants(native
     assert generation.is_finished
 
 
+def test_guidance_does_not_choose_the_healed_token(native: _native.Tokenizer) -> None:
+    (dropped,) = native.encode("st")[-1:].tolist()
+    allowed = native.extensions(dropped).tolist()
+    settings = GenerationSettings(max_new_tokens=3, token_healing=True, healed_token_id=dropped, guidance_scale=5.0)
+    generation = generation_factory(native, tiny_models.MODEL_VOCAB_SIZE)(
+        Submit(request=0, prompt_ids=[5], settings=settings)
+    )
+    rows = np.zeros((2, tiny_models.MODEL_VOCAB_SIZE), dtype=np.float32)
+    # Guided away from what the row itself prefers by far.
+    wanted = next(token for token in allowed if token != dropped)
+    rows[0, wanted], rows[1, wanted] = 9, 30
+    (emission,) = _native.Sampler().step(rows, [generation], guidance=[1])
+    assert emission.token_id == wanted
+    (emission,) = _native.Sampler().step(rows, [generation], guidance=[1])
+    assert emission.token_id != wanted
+
+
 def test_extensions_are_those_of_a_search(native: _native.Tokenizer) -> None:
     entries = {token_id: native.id_to_token(token_id) or "" for token_id in range(native.vocab_size)}
     special = set(native.special_token_ids)

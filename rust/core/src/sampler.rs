@@ -246,7 +246,9 @@ impl Worker {
         let (pipeline, history) = (generation.pipeline(), generation.history());
         let mut row = rows.own.widened(&mut self.widened);
         let edits = pipeline.edits(history);
-        let copies = edits && rows.unconditional.is_none();
+        // A healed token belongs to the prompt, which guidance does not choose.
+        let unconditional = rows.unconditional.filter(|_| !generation.is_healing());
+        let copies = edits && unconditional.is_none();
         let mut scan = if copies { self.buffers.scan_copying(row, &mut self.edited) } else { self.buffers.scan(row) };
         // A processor could hide a NaN, so it is looked for before.
         if scan.has_nan && !pipeline.mends_nan() {
@@ -256,8 +258,7 @@ impl Worker {
             [] => 0.0,
             ids => eos::probability(ids, row, scan, self.buffers.maxima()),
         };
-        // A healed token belongs to the prompt, which guidance does not choose.
-        let is_guided = if let Some(unconditional) = rows.unconditional.filter(|_| !generation.is_healing()) {
+        let is_guided = if let Some(unconditional) = unconditional {
             let other = unconditional.widened(&mut self.unconditional);
             let scale = generation.sampling().guidance_scale;
             guidance::guide((row, scan), (other, self.buffers.scan(other)), scale, &mut self.edited);

@@ -2,7 +2,7 @@
 
 use super::{Logits, Sampler, Worker};
 use crate::logits::candidates::RowError;
-use crate::logits::invalid;
+use crate::logits::kernels;
 use crate::logits::logprobs::{self, Logprobs};
 
 impl Sampler {
@@ -11,8 +11,8 @@ impl Sampler {
     /// finite number replaced first, as `remove_invalid_values` does it.
     ///
     /// # Errors
-    /// Without `mends`, the first row that holds NaN or nothing above -infinity; the inner shape mismatch where `logits` has another
-    /// size, or a token lies outside `width`.
+    /// Without `mends`, the first row that holds NaN or nothing above -infinity; the inner shape mismatch where `logits`
+    /// has another size, or a token lies outside `width`.
     pub fn logprobs_of(
         &mut self,
         logits: Logits<'_>,
@@ -34,7 +34,7 @@ impl Sampler {
             if mends {
                 worker.edited.clear();
                 worker.edited.extend_from_slice(raw);
-                invalid::mend(&mut worker.edited);
+                kernels::mend(&mut worker.edited);
                 raw = &worker.edited;
             }
             Ok(logprobs::of_row(raw, token, count, &mut worker.buffers)?)
