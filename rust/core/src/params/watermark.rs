@@ -3,7 +3,7 @@
 use super::check::Check;
 use super::sampling::MAX_BIAS;
 
-/// Most keys of a SynthID watermark, one per round of the tournament.
+/// Most keys of a `SynthID` watermark, one per round of the tournament.
 pub const MAX_SYNTH_ID_KEYS: usize = 64;
 
 /// A mark on the answer that a detector with the same key finds.
