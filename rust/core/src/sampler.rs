@@ -85,6 +85,13 @@ struct Rows<'a> {
     unconditional: Option<Logits<'a>>,
 }
 
+impl<'a> Rows<'a> {
+    /// The unconditional row. None for a healed token: it belongs to the prompt, which guidance does not choose.
+    fn guiding(self, generation: &Generation) -> Option<Logits<'a>> {
+        self.unconditional.filter(|_| !generation.is_healing())
+    }
+}
+
 /// What a row gave.
 struct Choice {
     token: u32,
@@ -246,8 +253,7 @@ impl Worker {
         let (pipeline, history) = (generation.pipeline(), generation.history());
         let mut row = rows.own.widened(&mut self.widened);
         let edits = pipeline.edits(history);
-        // A healed token belongs to the prompt, which guidance does not choose.
-        let unconditional = rows.unconditional.filter(|_| !generation.is_healing());
+        let unconditional = rows.guiding(generation);
         let copies = edits && unconditional.is_none();
         let mut scan = if copies { self.buffers.scan_copying(row, &mut self.edited) } else { self.buffers.scan(row) };
         // A processor could hide a NaN, so it is looked for before.

@@ -12,7 +12,7 @@ impl Worker {
         let Self { widened, unconditional, edited, buffers } = self;
         let row = rows.own.widened(widened);
         let mut trace = Trace::new(token, row);
-        if let Some(other) = rows.unconditional {
+        if let Some(other) = rows.guiding(generation) {
             let other = other.widened(unconditional);
             let (own, scale) = (buffers.scan(row), generation.sampling().guidance_scale);
             guidance::guide((row, own), (other, buffers.scan(other)), scale, edited);
