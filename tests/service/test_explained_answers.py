@@ -179,5 +179,5 @@ def test_beams_are_refused_by_name(explaining_server: Server) -> None:
     (violation,) = refusal.value.details.violations
     assert (violation.field, violation.description) == (
         "output.explain",
-        "must be false with num_beams above 1, got True",
+        "must be false with num_beams above 1, got true",
     )
