@@ -18,6 +18,7 @@ TokenwireError
 `statuses.py` holds the one table from these to gRPC statuses.
 """
 
+import struct
 from dataclasses import dataclass
 
 
@@ -45,6 +46,18 @@ def spelled(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(spelled, value))}]"
+    return _shortest(value) if isinstance(value, float) else repr(value)
+
+
+def _shortest(value: float) -> str:
+    """The shortest number that is the same float32, as fields of that type arrive; a float64 as it is."""
+    for digits in range(6, 10):
+        text = f"{value:.{digits}g}"
+        try:
+            if struct.unpack("f", struct.pack("f", float(text)))[0] == value:
+                return repr(float(text))
+        except OverflowError:
+            break
     return repr(value)
 
 

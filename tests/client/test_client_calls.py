@@ -282,9 +282,14 @@ def test_a_value_that_cannot_be_sent_names_its_field(client: Client, options: di
 async def test_an_unknown_option_is_a_type_error(
     call: Call, server: FakeServer, name: str, arguments: tuple[Any, ...], option: str, known: str
 ) -> None:
-    with pytest.raises(TypeError, match=rf"unknown option {option}; known are .*{known}"):
+    with pytest.raises(TypeError, match=rf"unknown option {option}; .*known are .*{known}"):
         await call(name, *arguments, **{option: 3})
     assert server.requests == []
+
+
+async def test_a_mistyped_option_is_told_the_likely_ones(call: Call) -> None:
+    with pytest.raises(TypeError, match=r"did you mean max_new_tokens"):
+        await call("generate", "x", max_new_token=3)
 
 
 async def test_groups_of_options_reach_the_server(call: Call, server: FakeServer) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from tokenwire.client.errors import ErrorDetails, FieldViolation, InvalidArgument
@@ -39,7 +40,9 @@ def _invalid(field: str, description: str) -> InvalidArgument:
 def check_option_names(options: Mapping[str, Any], allowed: frozenset[str]) -> None:
     """Raise TypeError for an option that the call does not have, as Python does for a wrong keyword."""
     if unknown := sorted(options.keys() - allowed):
-        raise TypeError(f"unknown option {', '.join(unknown)}; known are {', '.join(sorted(allowed))}")
+        close = sorted({near for name in unknown for near in get_close_matches(name, allowed)})
+        hint = f"did you mean {' or '.join(close)}? " if close else ""
+        raise TypeError(f"unknown option {', '.join(unknown)}; {hint}known are {', '.join(sorted(allowed))}")
 
 
 def given(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
