@@ -53,6 +53,10 @@ impl Pipeline {
     pub fn of_healing(settings: &Settings<'_>, healing: TokenHealing) -> Self {
         let mending = invalid::remove_invalid(settings).map(|run| Step { name: invalid::NAME, run });
         let healing = Step { name: NAME, run: Box::new(healing) as _ };
-        Self { processors: mending.into_iter().chain([healing]).collect(), warpers: Vec::new(), mends_nan: settings.sampling.remove_invalid_values }
+        Self {
+            processors: mending.into_iter().chain([healing]).collect(),
+            warpers: Vec::new(),
+            mends_nan: settings.sampling.remove_invalid_values,
+        }
     }
 }
