@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from tokenwire.errors import TokenwireError
+from tokenwire.security.callers import ANONYMOUS, Caller
 
 logger = logging.getLogger("tokenwire.requests")
 
@@ -19,6 +20,9 @@ class Call:
     started: float = field(default_factory=time.perf_counter)
     deadline: float | None = None
     """When the caller gives up, in seconds of ``time.monotonic``; None for never."""
+    caller: Caller = ANONYMOUS
+    traceparent: str | None = None
+    """W3C trace context of the caller, where it sent one."""
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None

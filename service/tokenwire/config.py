@@ -7,6 +7,7 @@ builds a config directly answers for its own values.
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
@@ -19,7 +20,8 @@ _MODEL = Group("Model", sort_key=1)
 _ENGINE = Group("Engine", sort_key=2)
 _SERVER = Group("Server", sort_key=3)
 _LIMITS = Group("Limits", sort_key=4)
-_LOG = Group("Logging", sort_key=5)
+_SECURITY = Group("Security", sort_key=5)
+_LOG = Group("Logging", sort_key=6)
 
 MAX_DRAFT_TOKENS = 64
 """Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
@@ -141,6 +143,15 @@ class ServerConfig:
     """Seconds that running requests get to finish after SIGTERM."""
     slow_reader_timeout: Annotated[float, Parameter(group=_SERVER, validator=Number(gt=0, lte=86_400))] = 30.0
     """Seconds after which a stream whose client stopped reading is cut off."""
+    max_connection_age: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 1800.0
+    """Seconds, give or take a tenth, after which a client is asked to connect anew, so that load spreads over new
+    replicas; calls that run are not cut off. 0: never."""
+    max_connections: Annotated[int, Parameter(group=_SERVER, validator=_POSITIVE)] = 10_000
+    """Open connections; further ones are closed at once."""
+    max_streams_per_connection: Annotated[int, Parameter(group=_SERVER, validator=_POSITIVE)] = 1024
+    """Calls at the same time on one connection; a client lets further ones wait."""
+    max_metadata_bytes: Annotated[int, Parameter(group=_SERVER, validator=Number(gte=1024, lte=65_536))] = 16_384
+    """Bytes of one call's metadata."""
 
 
 @Parameter(name="*")
@@ -182,6 +193,50 @@ class LimitsConfig:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SecurityConfig:
+    """Who may call, and how that is known. The files are read anew when they change, and at SIGHUP."""
+
+    tls_certificate: Annotated[Path | None, Parameter(group=_SECURITY)] = None
+    """PEM file of the server's certificate, with what leads to its authority behind it. Default: no TLS."""
+    tls_key: Annotated[Path | None, Parameter(group=_SECURITY)] = None
+    """PEM file of the certificate's private key, without a passphrase."""
+    tls_client_ca: Annotated[Path | None, Parameter(group=_SECURITY)] = None
+    """PEM file of authorities; a client must then show a certificate of one of them (mTLS)."""
+    callers: Annotated[Path | None, Parameter(group=_SECURITY)] = None
+    """TOML file of callers: credentials, roles, limits and priority (docs/security.md). Default: anyone may call."""
+    jwt_keys: Annotated[Path | None, Parameter(group=_SECURITY)] = None
+    """JWKS file of the public keys that bearer tokens (JWT) are verified with."""
+    jwt_issuer: Annotated[str | None, Parameter(group=_SECURITY, validator=_is_not_empty)] = None
+    """The iss claim that a token must have."""
+    jwt_audience: Annotated[str | None, Parameter(group=_SECURITY, validator=_is_not_empty)] = None
+    """What must be in a token's aud claim."""
+    jwt_roles_claim: Annotated[str, Parameter(group=_SECURITY, validator=_is_not_empty)] = "roles"
+    """The claim that lists a token's roles; where a token has none, its role is inference."""
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether a call must show a credential."""
+        return self.callers is not None or self.jwt_keys is not None
+
+    def problems(self) -> list[str]:
+        """Combinations that cannot be meant."""
+        problems = []
+        if (self.tls_certificate is None) is not (self.tls_key is None):
+            given, missing = ("tls_certificate", "tls_key") if self.tls_key is None else ("tls_key", "tls_certificate")
+            problems.append(f"{given} needs {missing}")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            problems.append("tls_client_ca needs tls_certificate and tls_key")
+        missing_claims = [name for name in ("jwt_issuer", "jwt_audience") if getattr(self, name) is None]
+        if self.jwt_keys is not None and missing_claims:
+            problems.append(f"jwt_keys needs {' and '.join(missing_claims)}")
+        given_claims = [name for name in ("jwt_issuer", "jwt_audience") if getattr(self, name) is not None]
+        if self.jwt_keys is None and given_claims:
+            problems.append(f"{' and '.join(given_claims)} without jwt_keys would verify nothing")
+        return problems
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -199,6 +254,7 @@ class ServiceConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    security: SecurityConfig = field(default_factory=SecurityConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def problems(self) -> list[str]:
@@ -218,4 +274,4 @@ class ServiceConfig:
             problems.append(
                 f"max_step_tokens {engine.max_step_tokens} must be at least max_running {engine.max_running}"
             )
-        return problems
+        return problems + self.security.problems()

@@ -7,6 +7,8 @@ TokenwireError
 │   ├── InvalidRequestError   violations of field rules, all of them
 │   ├── UnknownModelError     a model id that is not served
 │   ├── UnknownServiceError   a service whose health is asked for and that is not here
+│   ├── UnauthenticatedError  no credential, or a bad one
+│   ├── PermissionDeniedError a good credential that is not allowed this
 │   ├── UnsupportedError      something this model cannot do, for example chat without a template
 │   ├── QueueFullError        no room to wait; try again later
 │   ├── SlowReaderError       the client stopped reading its stream
@@ -96,6 +98,22 @@ class UnknownServiceError(RequestError):
     def __init__(self, service: str) -> None:
         super().__init__(f"service {service!r} is not served here")
         self.service = service
+
+
+class UnauthenticatedError(RequestError):
+    """No credential, or a bad one. ``reason`` is a stable UPPER_SNAKE_CASE identifier."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class PermissionDeniedError(RequestError):
+    """A good credential that is not allowed this. ``reason`` is a stable UPPER_SNAKE_CASE identifier."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 class UnsupportedError(RequestError):

@@ -1,18 +1,19 @@
-"""Around every call: request id, the status of an error, one log line. Nothing else aborts a call."""
+"""Around every call: request id, who calls, the status of an error, one log line. Nothing else aborts a call."""
 
 import asyncio
 import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Self
 
 import grpc
 import grpc.aio
 
 from tokenwire.call import Call, enter_call, log
 from tokenwire.errors import InvalidRequestError, Violation
+from tokenwire.security.authentication import AUTHORIZATION_KEY, Authenticator
 from tokenwire.statuses import Refusal, refusal_of
 
 REQUEST_ID_KEY = "x-request-id"
@@ -20,44 +21,39 @@ REQUEST_ID_KEY = "x-request-id"
 DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
+TRACEPARENT_KEY = "traceparent"
+"""Metadata key of the W3C trace context, returned as it came."""
+
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
+_SANE_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _QUIET_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
 
-class _Malformed:
-    """Stands for a request whose bytes are no message of its type."""
+def _parsed(deserialize: Callable[[bytes], Any] | None, data: bytes) -> Any:
+    """The request message.
 
-
-_MALFORMED = _Malformed()
-
-
-def _forgiving(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]:
-    # Left to itself grpc.aio answers undecodable bytes with UNKNOWN and the name of a Python class.
-    def parse(data: bytes) -> Any:
-        try:
-            return data if deserialize is None else deserialize(data)
-        except Exception:
-            return _MALFORMED
-
-    return parse
-
-
-def _check_decoded(request: Any) -> Any:
-    if request is _MALFORMED:
+    Parsed here, behind the look at the credential, and not by grpc.aio, which answers undecodable bytes with UNKNOWN
+    and the name of a Python class.
+    """
+    try:
+        return data if deserialize is None else deserialize(data)
+    except Exception:
         rule = "must be a valid protobuf message of the method's request type, strings in UTF-8"
-        raise InvalidRequestError([Violation("request", rule, "undecodable bytes")])
-    return request
+        raise InvalidRequestError([Violation("request", rule, "undecodable bytes")]) from None
 
 
-async def _decoded(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _check_decoded(request)
+async def _parsed_each(
+    deserialize: Callable[[bytes], Any] | None, requests: AsyncIterator[bytes]
+) -> AsyncIterator[Any]:
+    async for data in requests:
+        yield _parsed(deserialize, data)
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
-    """Wraps every method once and serves it with a request id, mapped errors and a log line."""
+    """Wraps every method once and serves it with a request id, a known caller, mapped errors and a log line."""
 
-    def __init__(self) -> None:
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
@@ -70,38 +66,36 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = _wrap(handler, method)
+            wrapped = self._wrapped[method] = _wrap(handler, method, self._authenticator)
         return wrapped
 
 
-def _wrap(handler: Any, method: str) -> Any:
+def _wrap(handler: Any, method: str, authenticator: Authenticator) -> Any:
+    deserialize = handler.request_deserializer
     if handler.request_streaming and handler.response_streaming:
 
         async def stream_stream(requests: Any, context: Any) -> None:
-            async with _Serving(method, context):
-                async for response in handler.stream_stream(_decoded(requests), context):
+            async with _Serving(method, context) as serving:
+                serving.authenticate(authenticator)
+                async for response in handler.stream_stream(_parsed_each(deserialize, requests), context):
                     await context.write(response)
 
-        return grpc.stream_stream_rpc_method_handler(
-            stream_stream, _forgiving(handler.request_deserializer), handler.response_serializer
-        )
+        return grpc.stream_stream_rpc_method_handler(stream_stream, None, handler.response_serializer)
     if handler.response_streaming:
 
-        async def unary_stream(request: Any, context: Any) -> None:
-            async with _Serving(method, context):
-                await handler.unary_stream(_check_decoded(request), context)
+        async def unary_stream(data: bytes, context: Any) -> None:
+            async with _Serving(method, context) as serving:
+                serving.authenticate(authenticator)
+                await handler.unary_stream(_parsed(deserialize, data), context)
 
-        return grpc.unary_stream_rpc_method_handler(
-            unary_stream, _forgiving(handler.request_deserializer), handler.response_serializer
-        )
+        return grpc.unary_stream_rpc_method_handler(unary_stream, None, handler.response_serializer)
 
-    async def unary_unary(request: Any, context: Any) -> Any:
-        async with _Serving(method, context):
-            return await handler.unary_unary(_check_decoded(request), context)
+    async def unary_unary(data: bytes, context: Any) -> Any:
+        async with _Serving(method, context) as serving:
+            serving.authenticate(authenticator)
+            return await handler.unary_unary(_parsed(deserialize, data), context)
 
-    return grpc.unary_unary_rpc_method_handler(
-        unary_unary, _forgiving(handler.request_deserializer), handler.response_serializer
-    )
+    return grpc.unary_unary_rpc_method_handler(unary_unary, None, handler.response_serializer)
 
 
 class _Serving:
@@ -110,12 +104,21 @@ class _Serving:
     __slots__ = ("_call", "_context")
 
     def __init__(self, method: str, context: Any) -> None:
-        self._call = Call(_request_id(context), method, deadline=_deadline(context))
+        request_id, traceparent = _ids_of(context)
+        self._call = Call(request_id, method, deadline=_deadline(context), traceparent=traceparent)
         self._context = context
 
-    async def __aenter__(self) -> None:
+    async def __aenter__(self) -> Self:
         enter_call(self._call)
-        self._context.set_trailing_metadata(((REQUEST_ID_KEY, self._call.request_id),))
+        self._context.set_trailing_metadata(_returned(self._call))
+        return self
+
+    def authenticate(self, authenticator: Authenticator) -> None:
+        """Find out who calls. Raises UnauthenticatedError, PermissionDeniedError."""
+        context = self._context
+        given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY]
+        texts = [value if isinstance(value, str) else value.decode("latin-1") for value in given]
+        self._call.caller = authenticator.admit(self._call.method, texts, _certificate_names(context))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
@@ -132,7 +135,7 @@ class _Serving:
         if refusal.is_fault:
             self._call.cause = error
         _log(self._call, refusal.code.name, refusal)
-        await abort(self._context, refusal, self._call.request_id)
+        await abort(self._context, refusal, self._call)
 
     @staticmethod
     def _cancelled_from_outside() -> bool:
@@ -141,10 +144,10 @@ class _Serving:
         return task is not None and task.cancelling() > 0
 
 
-async def abort(context: Any, refusal: Refusal, request_id: str) -> None:
-    """End the call with ``refusal``, its details and the request id in the trailing metadata."""
-    status = refusal.status(request_id)
-    metadata: list[tuple[str, str | bytes]] = [(REQUEST_ID_KEY, request_id), (DETAILS_KEY, status.SerializeToString())]
+async def abort(context: Any, refusal: Refusal, call: Call) -> None:
+    """End the call with ``refusal``, its details and the ids in the trailing metadata."""
+    status = refusal.status(call.request_id)
+    metadata: list[tuple[str, str | bytes]] = [*_returned(call), (DETAILS_KEY, status.SerializeToString())]
     if refusal.retry_after_s is not None:
         metadata.append((PUSHBACK_KEY, str(round(refusal.retry_after_s * 1000))))
     await context.abort(refusal.code, status.message, tuple(metadata))
@@ -164,11 +167,29 @@ def _deadline(context: Any) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _request_id(context: Any) -> str:
+def _ids_of(context: Any) -> tuple[str, str | None]:
+    """Request id and trace context of a call: the client's where they are sane."""
+    request_id, traceparent = "", None
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
-            return value
-    return secrets.token_hex(8)
+            request_id = request_id or value
+        elif key == TRACEPARENT_KEY and isinstance(value, str) and _SANE_TRACEPARENT.fullmatch(value):
+            traceparent = traceparent or value
+    return request_id or secrets.token_hex(8), traceparent
+
+
+def _returned(call: Call) -> tuple[tuple[str, str], ...]:
+    """Metadata that every call ends with."""
+    ids = ((REQUEST_ID_KEY, call.request_id),)
+    return ids if call.traceparent is None else (*ids, (TRACEPARENT_KEY, call.traceparent))
+
+
+def _certificate_names(context: Any) -> Iterator[str]:
+    """Names in the client's verified certificate: the alternative ones, then the common name."""
+    properties = context.auth_context()
+    for key in ("x509_subject_alternative_name", "x509_common_name"):
+        for name in properties.get(key, ()):
+            yield name.decode("utf-8", "replace")
 
 
 def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
@@ -179,6 +200,10 @@ def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
         "method": call.method.rpartition("/")[2] if not quiet else call.method,
         "status": status,
     }
+    if call.caller.name:
+        fields["caller"] = call.caller.name
+    if call.traceparent is not None:
+        fields["trace_id"] = call.traceparent.split("-")[1]
     if refusal is not None:
         fields["reason"] = refusal.reason
     if call.prompt_tokens is not None:

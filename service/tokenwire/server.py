@@ -13,12 +13,14 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native, logs
-from tokenwire.config import ServerConfig, ServiceConfig
+from tokenwire.config import SecurityConfig, ServerConfig, ServiceConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
 from tokenwire.health import OVERALL, Health
 from tokenwire.interceptors import CallInterceptor
 from tokenwire.reflection import add_reflection
+from tokenwire.security.authentication import Authenticator, make_authenticator
+from tokenwire.security.watched import Refreshable
 from tokenwire.servicers.backend import Backend
 from tokenwire.servicers.generation import GenerationServicer
 from tokenwire.servicers.model import ModelServicer
@@ -50,6 +52,9 @@ CLOSING_GRACE_S = 2.0
 """Seconds that calls get to write their last message once the engine has drained."""
 STOP_NOW_GRACE_S = 0.2
 """Seconds that calls get to learn that the engine is gone."""
+
+REFRESH_S = 5.0
+"""Seconds between two looks at the files of certificates, callers and keys."""
 
 _KEEPALIVE_S = 2.0
 """A client that is gone without a word (stopped, cut off) is noticed after at most twice this: its row is freed
@@ -88,6 +93,7 @@ class Server:
     def __init__(self, config: ServiceConfig, create_engine: EngineFactory) -> None:
         self._config = config
         self._create_engine = create_engine
+        self._refresh_requested = asyncio.Event()
         self._stop_requested = asyncio.Event()
         self._stop_now = asyncio.Event()
         self._engine_lost = False
@@ -104,8 +110,10 @@ class Server:
         Raises ConfigurationError, ModelLoadError, and EngineLostError where the engine stays down.
         """
         config = self._config
-        server = _grpc_server(config)
-        address = _bind(server, config.server)
+        authenticator = make_authenticator(config.security)
+        server = _grpc_server(config, authenticator)
+        credentials, certificates = _credentials(config.security)
+        address = _bind(server, config.server, credentials)
         self.port = int(address.rpartition(":")[2])
         engine = self._create_engine(config)
         health = Health((GENERATION, TOKENIZER, MODEL))
@@ -118,10 +126,13 @@ class Server:
         engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
         self._install_signals()
+        refreshing = asyncio.create_task(self._refresh([*certificates, *authenticator.watched]), name="refresh")
         try:
             await server.start()
             text = "not ready yet: the model loads; health checks are answered"
             logger.info("listening", extra={"fields": {"address": address}, "text": text})
+            if config.security.authenticates and credentials is None:
+                logger.warning("credentials cross the network in the clear unless a proxy on this machine adds TLS")
             self.listening.set()
             if await self._load(engine, backend):
                 _report(health, backend)
@@ -144,6 +155,7 @@ class Server:
                 await self._unless_stopped_now(server.stop(CLOSING_GRACE_S))
             await engine.stop()
             await server.stop(STOP_NOW_GRACE_S)
+            await _cancel(refreshing)
             logger.info("stopped")
 
     def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
@@ -193,8 +205,28 @@ class Server:
         finally:
             await _cancel(working, stopping)
 
+    async def _refresh(self, watched: list[Refreshable]) -> None:
+        """Look after what comes from files, from time to time and when asked to."""
+        while True:
+            try:
+                async with asyncio.timeout(REFRESH_S):
+                    await self._refresh_requested.wait()
+            except TimeoutError:
+                pass
+            self._refresh_requested.clear()
+            for each in watched:
+                try:
+                    await asyncio.to_thread(each.refresh)
+                except Exception:
+                    logger.exception("a file could not be looked at")
+
+    def refresh(self) -> None:
+        """Read certificates, callers and keys again if they have changed. What SIGHUP calls."""
+        self._refresh_requested.set()
+
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, self.refresh)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
 
@@ -226,15 +258,35 @@ def _add_services(server: grpc.aio.Server, backend: Backend, health: Health, *, 
         add_reflection((GENERATION, TOKENIZER, MODEL, HEALTH), server)
 
 
-def _grpc_server(config: ServiceConfig) -> grpc.aio.Server:
+def _credentials(config: SecurityConfig) -> tuple[grpc.ServerCredentials | None, list[Refreshable]]:
+    """TLS and the files to look after, or None. Raises ConfigurationError."""
+    if config.tls_certificate is None:
+        return None, []
+    # Here, so that a server without TLS needs no library for it.
+    from tokenwire.security.tls import server_credentials, watched_certificates
+
+    certificates = watched_certificates(config)
+    return server_credentials(certificates), [certificates]
+
+
+def _grpc_server(config: ServiceConfig, authenticator: Authenticator) -> grpc.aio.Server:
     keepalive_ms = int(_KEEPALIVE_S * 1000)
+    server = config.server
+    # gRPC adds a jitter of a tenth; the grace behind it is without end, so that no stream is cut off.
+    age = [("grpc.max_connection_age_ms", int(server.max_connection_age * 1000))] if server.max_connection_age else []
     return grpc.aio.server(
-        interceptors=(CallInterceptor(),),
+        interceptors=(CallInterceptor(authenticator),),
         options=(
             # Two servers on one port would each get a part of the connections, silently.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", config.limits.max_message_bytes),
             ("grpc.max_send_message_length", -1),
+            # Up to the first bound nothing is dropped, above the second everything: between them it would be chance.
+            ("grpc.max_metadata_size", server.max_metadata_bytes),
+            ("grpc.absolute_max_metadata_size", server.max_metadata_bytes),
+            ("grpc.max_concurrent_streams", server.max_streams_per_connection),
+            ("grpc.max_allowed_incoming_connections", server.max_connections),
+            *age,
             ("grpc.keepalive_time_ms", keepalive_ms),
             ("grpc.keepalive_timeout_ms", keepalive_ms),
             ("grpc.http2.ping_timeout_ms", keepalive_ms),
@@ -245,7 +297,7 @@ def _grpc_server(config: ServiceConfig) -> grpc.aio.Server:
     )
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
+def _bind(server: grpc.aio.Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
     """Listen; the address with the port that was taken. Raises ConfigurationError.
 
     The address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
@@ -259,7 +311,8 @@ def _bind(server: grpc.aio.Server, config: ServerConfig) -> str:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-        port = server.add_insecure_port(f"{host}:{config.port}")
+        target = f"{host}:{config.port}"
+        port = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except OSError as error:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
         raise ConfigurationError(f"cannot listen on {host}:{config.port}: {reason}") from None

@@ -16,11 +16,13 @@ from google.rpc import error_details_pb2, status_pb2
 from tokenwire.errors import (
     EngineUnavailableError,
     InvalidRequestError,
+    PermissionDeniedError,
     QueueFullError,
     RequestAbortedError,
     RowFailedError,
     SlowReaderError,
     StepFailedError,
+    UnauthenticatedError,
     UnknownModelError,
     UnknownServiceError,
     UnsupportedError,
@@ -131,6 +133,8 @@ STATUSES: dict[type[Exception], Callable[[Any], Refusal]] = {
     UnknownServiceError: lambda error: Refusal(
         grpc.StatusCode.NOT_FOUND, str(error), "SERVICE_NOT_FOUND", {"service": error.service[:200]}
     ),
+    UnauthenticatedError: lambda error: Refusal(grpc.StatusCode.UNAUTHENTICATED, str(error), error.reason),
+    PermissionDeniedError: lambda error: Refusal(grpc.StatusCode.PERMISSION_DENIED, str(error), error.reason),
     UnsupportedError: lambda error: Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error), error.reason),
     QueueFullError: _queue_full,
     SlowReaderError: _slow_reader,

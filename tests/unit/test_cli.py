@@ -86,6 +86,18 @@ OTHER: dict[str, tuple[str, Any]] = {
     "reflection": ("false", False),
     "drain_grace": ("1.5", 1.5),
     "slow_reader_timeout": ("2", 2.0),
+    "max_connection_age": ("60", 60.0),
+    "max_connections": ("22", 22),
+    "max_streams_per_connection": ("23", 23),
+    "max_metadata_bytes": ("4096", 4096),
+    "tls_certificate": ("a.crt", Path("a.crt")),
+    "tls_key": ("a.key", Path("a.key")),
+    "tls_client_ca": ("b.crt", Path("b.crt")),
+    "callers": ("c.toml", Path("c.toml")),
+    "jwt_keys": ("d.json", Path("d.json")),
+    "jwt_issuer": ("us", "us"),
+    "jwt_audience": ("them", "them"),
+    "jwt_roles_claim": ("scope", "scope"),
     "max_queued": ("11", 11),
     "max_batch_size": ("12", 12),
     "max_stop_strings": ("13", 13),
@@ -222,6 +234,12 @@ OUT_OF_RANGE = [
     ("drain-grace", "-1"),
     ("drain-grace", "inf"),
     ("slow-reader-timeout", "0"),
+    ("max-connection-age", "-1"),
+    ("max-connections", "0"),
+    ("max-streams-per-connection", "0"),
+    ("max-metadata-bytes", "1023"),
+    ("jwt-issuer", ""),
+    ("jwt-audience", " "),
     ("device", "gpu"),
     ("device", "cuda:x"),
     ("model", ""),
@@ -254,6 +272,11 @@ def test_a_value_out_of_range_names_its_flag(
         (["--modle", "x"], "--modle is not a flag, and there is no model to serve: pass --model PATH"),
         (["--model", "x", "--max-runing", "1"], "Unknown option: --max-runing. Did you mean --max-running?"),
         (["--model", "x", "--double-quant"], "double_quant needs quantize nf4 or fp4, got none"),
+        (["--model", "x", "--tls-key", "a"], "tls_key needs tls_certificate"),
+        (["--model", "x", "--tls-certificate", "a"], "tls_certificate needs tls_key"),
+        (["--model", "x", "--tls-client-ca", "a"], "tls_client_ca needs tls_certificate and tls_key"),
+        (["--model", "x", "--jwt-keys", "a", "--jwt-issuer", "b"], "jwt_keys needs jwt_audience"),
+        (["--model", "x", "--jwt-issuer", "b"], "jwt_issuer without jwt_keys would verify nothing"),
         (["--model", "x", "--port", "1.5"], "--port must be a whole number, got 1.5"),
     ],
 )
@@ -284,10 +307,13 @@ def test_serving_without_torch_says_what_to_install(
     assert shown == "tokenwire: serving needs torch and transformers: pip install 'tokenwire[serve]'\n"
 
 
+HELP_GROUPS = ("Model", "Engine", "Server", "Limits", "Security", "Logging", "Settings")
+
+
 def test_the_help_of_serve_is_complete(server: FakeServerModule, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--help"]) == 0
     shown = capsys.readouterr().out
-    positions = [shown.index(f" {group} ─") for group in ("Model", "Engine", "Server", "Limits", "Logging", "Settings")]
+    positions = [shown.index(f" {group} ─") for group in HELP_GROUPS]
     assert positions == sorted(positions)
     joined = "".join(shown.split())
     for name in OTHER:

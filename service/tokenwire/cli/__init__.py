@@ -1,4 +1,4 @@
-"""The command line: ``tokenwire serve | chat | generate | tokenize | model``.
+"""The command line: ``tokenwire serve | chat | generate | tokenize | model | keys``.
 
 Exit codes: 0 done; 1 the server or the model failed; 2 the command line, a setting or the request is wrong;
 130 stopped with Ctrl-C; 141 the reader of the output went away. Every failure is one line on standard error.
@@ -18,6 +18,7 @@ from tokenwire.cli.advice import explain
 from tokenwire.cli.chat import chat
 from tokenwire.cli.generate import generate
 from tokenwire.cli.inspect import model, tokenize
+from tokenwire.cli.keys import keys
 from tokenwire.cli.options import CLIENT_SETTINGS, ENV_PREFIX, refuse_fractions
 from tokenwire.cli.output import fail
 from tokenwire.cli.serve import serve
@@ -42,6 +43,7 @@ def build_app() -> App:
     for command in (chat, generate, tokenize, model):
         # Flags of requests have no environment names: TOKENWIRE_MODEL is the path that `serve` loads.
         app.command(command, config=[TomlFile("client", CLIENT_SETTINGS), refuse_fractions])
+    app.command(keys)
     return app
 
 

@@ -22,6 +22,8 @@ def _next_step(error: client.TokenwireError) -> str:
             return f"; try again{_in(error.retry_after)}, or let --wait 60 wait until it serves"
         case client.ResourceExhausted():
             return f"; try again{_in(error.retry_after)}"
+        case client.Unauthenticated():
+            return "; give it with --api-key or TOKENWIRE_API_KEY"
         case client.NotFound():
             return "; leave --model away to use the served model"
         case client.InternalError() if error.request_id and error.request_id not in str(error):

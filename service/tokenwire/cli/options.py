@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args
 
 from cyclopts import App, ArgumentCollection, Group, Parameter
 from cyclopts.validators import Number
-from cyclopts.validators import Path as PathValidator
 
 from tokenwire.cli.output import stderr
 from tokenwire.client import DEFAULT_TARGET, Client, DeadlineExceeded, EarlyStopping, GenerationOptions
@@ -69,6 +68,14 @@ def _connection(name: str, **extra: Any) -> Parameter:
     return Parameter(group=_CONNECTION, env_var=f"{ENV_PREFIX}{name.upper()}", negative=(), **extra)
 
 
+def _is_readable(_type: Any, path: Path | None) -> None:
+    if path is not None:
+        try:
+            path.read_bytes()
+        except OSError as error:
+            raise ValueError(f"Cannot be read: {error.strerror}.") from None
+
+
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConnectionFlags:
@@ -82,16 +89,28 @@ class ConnectionFlags:
     """Seconds to wait for a server that is still starting."""
     tls: Annotated[bool, _connection("tls")] = False
     """Encrypt, and trust the system's certificate authorities."""
-    root_certificates: Annotated[
-        Path | None, _connection("root_certificates", validator=PathValidator(exists=True, dir_okay=False))
-    ] = None
+    root_certificates: Annotated[Path | None, _connection("root_certificates", validator=_is_readable)] = None
     """PEM file of the certificate authorities to trust; implies --tls."""
+    client_certificate: Annotated[Path | None, _connection("client_certificate", validator=_is_readable)] = None
+    """PEM file of the certificate to show to the server; needs --client-key and implies --tls."""
+    client_key: Annotated[Path | None, _connection("client_key", validator=_is_readable)] = None
+    """PEM file of the private key of --client-certificate."""
+    api_key: Annotated[str | None, _connection("api_key")] = field(default=None, repr=False)
+    """API key or token. Better in the environment: other users of the machine can see flags."""
 
     @contextmanager
     def connect(self) -> Iterator[Client]:
         """A client that is closed in the end. Waits, with a message, if that was asked for."""
+        if (self.client_certificate is None) is not (self.client_key is None):
+            raise ConfigurationError("--client-certificate and --client-key need each other")
         with Client(
-            self.address, timeout=self.timeout, tls=self.tls, root_certificates=self.root_certificates
+            self.address,
+            timeout=self.timeout,
+            tls=self.tls,
+            root_certificates=self.root_certificates,
+            client_certificate=self.client_certificate,
+            client_key=self.client_key,
+            api_key=self.api_key,
         ) as client:
             if self.wait:
                 self._wait(client)

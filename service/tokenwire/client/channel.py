@@ -43,11 +43,18 @@ class ChannelSettings:
     timeout: float | None = None
     """Seconds that a call may take, unless the call says otherwise. None: no limit."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    """Metadata of every call, for example authorization; keys in lower case."""
+    """Metadata of every call; keys in lower case."""
+    api_key: str | None = field(default=None, repr=False)
+    """API key or token, sent with every call as metadata authorization. Without ``tls`` it crosses the network in the
+    clear."""
     tls: bool = False
     """Encrypt, and trust the system's certificate authorities."""
     root_certificates: Path | None = None
     """PEM file of the certificate authorities to trust; implies ``tls``."""
+    client_certificate: Path | None = None
+    """PEM file of the certificate to show to the server; needs ``client_key`` and implies ``tls``."""
+    client_key: Path | None = None
+    """PEM file of the private key of ``client_certificate``."""
     keepalive: float | None = 30.0
     """Seconds between pings while a call runs, so that a dead server is noticed. None: never."""
     retries: int = 2
@@ -57,12 +64,15 @@ class ChannelSettings:
         if not 0 <= self.retries <= 4:
             # gRPC caps maxAttempts at 5 and would lower it without a word.
             raise ValueError(f"retries must be 0 to 4, got {self.retries}")
+        if (self.client_certificate is None) is not (self.client_key is None):
+            raise ValueError("client_certificate and client_key need each other")
 
     def credentials(self) -> grpc.ChannelCredentials | None:
-        """TLS credentials, or None for plain text. Raises OSError where the file cannot be read."""
-        if self.root_certificates is not None:
-            return grpc.ssl_channel_credentials(root_certificates=self.root_certificates.read_bytes())
-        return grpc.ssl_channel_credentials() if self.tls else None
+        """TLS credentials, or None for plain text. Raises OSError where a file cannot be read."""
+        paths = (self.root_certificates, self.client_key, self.client_certificate)
+        if not self.tls and not any(paths):
+            return None
+        return grpc.ssl_channel_credentials(*(None if path is None else Path(path).read_bytes() for path in paths))
 
     def options(self) -> list[tuple[str, Any]]:
         """Channel arguments of gRPC."""
@@ -98,6 +108,8 @@ class ChannelSettings:
     def call_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """``timeout`` and ``metadata`` of one call."""
         metadata = {**self.metadata, **(options.get("metadata") or {})}
+        if self.api_key is not None:
+            metadata.setdefault("authorization", f"Bearer {self.api_key}")
         if request_id := options.get("request_id"):
             metadata[REQUEST_ID_KEY] = request_id
         return {"timeout": options.get("timeout", self.timeout), "metadata": tuple(metadata.items())}
@@ -110,6 +122,9 @@ class ConnectionOptions(TypedDict, total=False):
     metadata: Mapping[str, str]
     tls: bool
     root_certificates: Path | None
+    client_certificate: Path | None
+    client_key: Path | None
+    api_key: str | None
     keepalive: float | None
     retries: int
 

@@ -72,7 +72,8 @@ class Client:
     Use it as a context manager or ``close`` it. Threads may share one client. Every method raises a subclass of
     TokenwireError when its call fails.
 
-    Keyword arguments are those of ChannelSettings: timeout, metadata, tls, root_certificates, keepalive and retries.
+    Keyword arguments are those of ChannelSettings: timeout, metadata, api_key, tls, root_certificates,
+    client_certificate, client_key, keepalive and retries.
     """
 
     def __init__(self, target: str = DEFAULT_TARGET, **settings: Unpack[ConnectionOptions]) -> None:

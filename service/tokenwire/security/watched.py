@@ -1,0 +1,72 @@
+"""Values that come from files of the operator's and follow them: a bad change keeps what was there before."""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from tokenwire.errors import ConfigurationError
+
+logger = logging.getLogger("tokenwire.security")
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Refreshable(Protocol):
+    """What the server looks after from time to time."""
+
+    def refresh(self) -> None:
+        """Read the files again if they have changed."""
+
+
+class Watched(Generic[T_co]):
+    """What ``load`` makes of ``paths``; ``load`` raises ConfigurationError with one line that names the setting.
+
+    ``refresh`` may run in another thread than the readers of ``value``.
+    """
+
+    def __init__(self, name: str, paths: Sequence[Path], load: Callable[[], T_co]) -> None:
+        self._name = name
+        self._paths = tuple(paths)
+        self._load = load
+        # Before the files are read: what changes while they are shows at the next look.
+        self._seen = self._stamps()
+        self._value = load()
+
+    @property
+    def value(self) -> T_co:
+        """The newest good one."""
+        return self._value
+
+    def refresh(self) -> None:
+        """Take over what has changed; where that cannot be used, keep the old value and say so once."""
+        stamps = self._stamps()
+        if stamps == self._seen:
+            return
+        self._seen = stamps
+        try:
+            self._value = self._load()
+        except ConfigurationError as error:
+            logger.warning("the old %s stay in use: %s", self._name, error)
+        else:
+            logger.info("%s read anew", self._name)
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        return [_stamp(path) for path in self._paths]
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes with the file; also where a link on the way to it is turned over, as Kubernetes does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def read_setting(setting: str, path: Path) -> bytes:
+    """The file that ``setting`` names. Raises ConfigurationError naming both."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"{setting} {path}: cannot be read ({error.strerror})") from None
