@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from tokenwire.errors import TokenwireError
-from tokenwire.security.callers import ANONYMOUS, Caller
+from tokenwire.security.callers import ANONYMOUS, Caller, Priority
 
 logger = logging.getLogger("tokenwire.requests")
 
@@ -21,6 +21,8 @@ class Call:
     deadline: float | None = None
     """When the caller gives up, in seconds of ``time.monotonic``; None for never."""
     caller: Caller = ANONYMOUS
+    priority: Priority = "normal"
+    """Where its requests wait."""
     traceparent: str | None = None
     """W3C trace context of the caller, where it sent one."""
     prompt_tokens: int | None = None

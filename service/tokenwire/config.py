@@ -161,6 +161,10 @@ class LimitsConfig:
 
     max_queued: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 256
     """Requests that may wait."""
+    max_queued_tokens: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1_048_576
+    """Prompt tokens that may wait; a request is taken as long as fewer do."""
+    queue_timeout: Annotated[float | None, Parameter(group=_LIMITS, validator=Number(gt=0, lte=86_400))] = None
+    """Seconds after which a request that still waits is refused. Default: its own deadline alone."""
     max_batch_size: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 256
     """Prompts in one GenerateBatch."""
     max_stop_strings: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 64

@@ -138,6 +138,7 @@ def limits_of(limits: LimitsConfig, *, max_sequence_tokens: int, max_running: in
         max_sequence_tokens=max_sequence_tokens,
         max_running_count=max_running,
         max_queued_count=limits.max_queued,
+        max_queued_token_count=limits.max_queued_tokens,
         max_batch_size=limits.max_batch_size,
         max_stop_string_count=limits.max_stop_strings,
         max_stop_string_bytes=limits.max_stop_string_bytes,

@@ -11,6 +11,8 @@ TokenwireError
 │   ├── PermissionDeniedError a good credential that is not allowed this
 │   ├── UnsupportedError      something this model cannot do, for example chat without a template
 │   ├── QueueFullError        no room to wait; try again later
+│   ├── CallerLimitError      a limit of the caller's own; try again later
+│   ├── QueueTimeoutError     waited too long for its turn
 │   ├── SlowReaderError       the client stopped reading its stream
 │   ├── RowFailedError        the model gave this row no usable logits
 │   ├── StepFailedError       computing it raised
@@ -125,11 +127,32 @@ class UnsupportedError(RequestError):
 
 
 class QueueFullError(RequestError):
-    """Too many requests are waiting."""
+    """Too much is waiting: requests, or whatever ``unit`` says."""
 
-    def __init__(self, limit: int, retry_after_s: float) -> None:
-        super().__init__(f"{limit} requests are waiting already; try again in {retry_after_s:g} s")
+    def __init__(self, limit: int, retry_after_s: float, unit: str = "requests") -> None:
+        super().__init__(f"{limit} {unit} are waiting already; try again in {retry_after_s:.2g} s")
         self.limit = limit
+        self.unit = unit
+        self.retry_after_s = retry_after_s
+
+
+class CallerLimitError(RequestError):
+    """A limit of the caller's own is reached: max_queued or tokens_per_minute."""
+
+    def __init__(self, caller: str, limit: str, value: int, retry_after_s: float) -> None:
+        super().__init__(f"the caller's limit {limit} of {value} is reached; try again in {retry_after_s:.2g} s")
+        self.caller = caller
+        self.limit = limit
+        self.value = value
+        self.retry_after_s = retry_after_s
+
+
+class QueueTimeoutError(RequestError):
+    """The request waited for ``timeout_s`` seconds and its turn did not come."""
+
+    def __init__(self, timeout_s: float, retry_after_s: float) -> None:
+        super().__init__(f"the request waited {timeout_s:g} s and its turn did not come; try again")
+        self.timeout_s = timeout_s
         self.retry_after_s = retry_after_s
 
 

@@ -99,6 +99,8 @@ class Server:
         self._engine_lost = False
         self.port: int | None = None
         """The port listened on, once there is one."""
+        self.backend: Backend | None = None
+        """Engine and queue, once there are any."""
         self.listening = asyncio.Event()
         """Calls are answered."""
         self.ready = asyncio.Event()
@@ -117,7 +119,7 @@ class Server:
         self.port = int(address.rpartition(":")[2])
         engine = self._create_engine(config)
         health = Health((GENERATION, TOKENIZER, MODEL))
-        backend = Backend(
+        backend = self.backend = Backend(
             engine,
             config.limits,
             max_running=config.engine.max_running,
@@ -146,7 +148,7 @@ class Server:
                 logger.info("draining", extra={"fields": fields})
                 backend.draining = True
                 _report(health, backend)
-                await self._unless_stopped_now(engine.drain(config.server.drain_grace))
+                await self._unless_stopped_now(backend.admission.drain(config.server.drain_grace))
         finally:
             backend.draining = True
             _report(health, backend)

@@ -14,10 +14,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
 from tokenwire.errors import (
+    CallerLimitError,
     EngineUnavailableError,
     InvalidRequestError,
     PermissionDeniedError,
     QueueFullError,
+    QueueTimeoutError,
     RequestAbortedError,
     RowFailedError,
     SlowReaderError,
@@ -110,7 +112,29 @@ def _queue_full(error: QueueFullError) -> Refusal:
         str(error),
         "QUEUE_FULL",
         {"limit": str(error.limit)},
-        (_quota("queue", f"at most {error.limit} requests may wait"),),
+        (_quota("queue", f"at most {error.limit} {error.unit} may wait"),),
+        error.retry_after_s,
+    )
+
+
+def _caller_limit(error: CallerLimitError) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        str(error),
+        "CALLER_LIMIT",
+        {"limit": error.limit, "value": str(error.value)},
+        (_quota(f"caller:{error.caller}", f"{error.limit} {error.value}"),),
+        error.retry_after_s,
+    )
+
+
+def _queue_timeout(error: QueueTimeoutError) -> Refusal:
+    return Refusal(
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        str(error),
+        "QUEUE_TIMEOUT",
+        {"limit": f"{error.timeout_s:g} s"},
+        (_quota("queue", f"a request may wait for {error.timeout_s:g} s"),),
         error.retry_after_s,
     )
 
@@ -137,6 +161,8 @@ STATUSES: dict[type[Exception], Callable[[Any], Refusal]] = {
     PermissionDeniedError: lambda error: Refusal(grpc.StatusCode.PERMISSION_DENIED, str(error), error.reason),
     UnsupportedError: lambda error: Refusal(grpc.StatusCode.FAILED_PRECONDITION, str(error), error.reason),
     QueueFullError: _queue_full,
+    CallerLimitError: _caller_limit,
+    QueueTimeoutError: _queue_timeout,
     SlowReaderError: _slow_reader,
     RowFailedError: lambda _: Refusal(
         grpc.StatusCode.INTERNAL, "the model gave this request no usable logits", "ROW_FAILED"

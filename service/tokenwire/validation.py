@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import InvalidRequestError, UnknownModelError, Violation, spelled
+from tokenwire.security.callers import Priority
 from tokenwire.v1 import generation_service_pb2
 
 MIN_TEXT_BYTES = 64 * 1024
@@ -149,6 +150,20 @@ def check_token_ids(ids: Sequence[int] | NDArray[np.int64], vocab_size: int, vio
     outside = np.flatnonzero((values < 0) | (values >= vocab_size))
     for index in outside[:MAX_REPORTED_ELEMENTS].tolist():
         violations.add(f"{path}[{index}]", f"must be in [0, {vocab_size})", int(values[index]))
+
+
+_PRIORITIES: dict[int, Priority] = {
+    generation_service_pb2.PRIORITY_LOW: "low",
+    generation_service_pb2.PRIORITY_NORMAL: "normal",
+    generation_service_pb2.PRIORITY_HIGH: "high",
+}
+
+
+def check_priority(value: int, violations: Violations) -> Priority | None:
+    """The priority that a request asks for; None for its caller's."""
+    if value and value not in _PRIORITIES:
+        violations.add("priority", "must be a value of Priority", value)
+    return _PRIORITIES.get(value)
 
 
 def check_prompt_tokens(count: int, bounds: Bounds, path: str) -> None:

@@ -132,6 +132,8 @@ class FakeStream:
         self.finished = False
         self.finish_changes: dict[str, object] = {}
         """Fields of the Finish that are to differ from the plain one's."""
+        self.num_tokens = 0
+        self._on_end: Callable[[], None] | None = None
         self._engine = engine
         self._deltas: deque[Delta] = deque()
         self._error: Exception | None = None
@@ -157,6 +159,7 @@ class FakeStream:
             places = range(self._counts[index], min(self._counts[index] + len(token_ids), MOST_EXPLAINED))
             explanations = [explanation_at(place) for place in places]
         self._counts[index] += len(token_ids)
+        self.num_tokens += len(token_ids)
         end = self._finish(finish, index) if finish else None
         self._deltas.append(Delta(0, list(token_ids), text, logprobs, end, index, prompt_logprobs, explanations))
         if end is not None:
@@ -196,7 +199,17 @@ class FakeStream:
 
     def _end(self) -> None:
         self.finished = True
+        self._leave()
+
+    def _leave(self) -> None:
         self._engine.leave(self)
+        if self._on_end is not None:
+            self._on_end()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        self._on_end = callback
+        if self.finished or self.closed.is_set():
+            callback()
 
     def __aiter__(self) -> "FakeStream":
         return self
@@ -214,7 +227,7 @@ class FakeStream:
     def close(self) -> None:
         if not self.finished:
             self.closed.set()
-            self._engine.leave(self)
+            self._leave()
 
 
 Script = Callable[[FakeStream], None]

@@ -98,13 +98,21 @@ async def test_larger_than_the_queue(start: Any) -> None:
     assert service.engine.most_open == 3
 
 
+def num_waiting(service: Service) -> int:
+    assert service.server.backend is not None
+    return service.server.backend.admission.num_waiting
+
+
 async def test_leaves_room_for_others(start: Any) -> None:
     service = await start(FakeEngine(), service_config(max_running=2))
     call = service.generation.GenerateBatch(batch(*("x" for _ in range(20))))
+    waiting = []
     for _ in range(20):
-        echo(await service.engine.submitted.get())
+        stream = await service.engine.submitted.get()
+        waiting.append(num_waiting(service))
+        echo(stream)
     await call
-    assert service.engine.most_open == 4
+    assert service.engine.most_open == max(waiting) == 2
 
 
 async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeEngine) -> None:
@@ -129,10 +137,13 @@ async def test_sequences_of_an_item_draw_apart_from_those_of_the_others(service:
 async def test_items_of_several_rows_leave_room_for_others(start: Any) -> None:
     service = await start(FakeEngine(), service_config(max_running=2))
     call = service.generation.GenerateBatch(batch(*("x" for _ in range(6)), do_sample=True, num_return_sequences=2))
+    waiting = []
     for _ in range(6):
-        echo(await service.engine.submitted.get())
+        stream = await service.engine.submitted.get()
+        waiting.append(num_waiting(service))
+        echo(stream)
     await call
-    assert service.engine.most_open == 2
+    assert service.engine.most_open == max(waiting) == 1
 
 
 async def test_cancel_frees_all_rows(service: Service, engine: FakeEngine) -> None:

@@ -36,6 +36,7 @@ def _generating(options: Mapping[str, Any]) -> dict[str, Any]:
         "model": options.get("model", ""),
         "generation_config": requests.generation_config(options),
         "output": requests.output_options(options),
+        "priority": requests.priority(options),
     }
 
 

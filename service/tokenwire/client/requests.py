@@ -32,6 +32,14 @@ _SEEDING_SCHEMES = {
 }
 
 
+_PRIORITIES = {
+    None: generation_service_pb2.PRIORITY_UNSPECIFIED,
+    "low": generation_service_pb2.PRIORITY_LOW,
+    "normal": generation_service_pb2.PRIORITY_NORMAL,
+    "high": generation_service_pb2.PRIORITY_HIGH,
+}
+
+
 def _invalid(field: str, description: str) -> InvalidArgument:
     violation = FieldViolation(field, description)
     return InvalidArgument(str(violation), ErrorDetails(violations=(violation,)))
@@ -48,6 +56,14 @@ def check_option_names(options: Mapping[str, Any], allowed: frozenset[str]) -> N
 def given(options: Mapping[str, Any], names: frozenset[str]) -> dict[str, Any]:
     """Those of the options that have one of these names and are set."""
     return {name: options[name] for name in names & options.keys() if options[name] is not None}
+
+
+def priority(options: Mapping[str, Any]) -> Any:
+    """The option ``priority`` as the enum's value. Raises InvalidArgument."""
+    value = options.get("priority")
+    if value not in _PRIORITIES:
+        raise _invalid("priority", f"must be low, normal or high, got {value!r}")
+    return _PRIORITIES[value]
 
 
 def _set(message: Any, name: str, value: Any, path: str) -> None:

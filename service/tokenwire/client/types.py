@@ -195,8 +195,14 @@ class ConversationOptions(TypedDict, total=False):
     """Leave the last message open, so that the answer continues it. Default: false."""
 
 
+Priority = Literal["low", "normal", "high"]
+
+
 class RequestOptions(GenerationOptions, OutputOptions, CallOptions, total=False):
     """Options that every generating call has."""
+
+    priority: Priority | None
+    """Where the request waits; at most the caller's own, which is the default."""
 
 
 class GuidanceOptions(TypedDict, total=False):
@@ -301,6 +307,7 @@ class ModelLimits:
     max_sequence_tokens: int
     max_running_count: int
     max_queued_count: int
+    max_queued_token_count: int
     max_batch_size: int
     max_stop_string_count: int
     max_stop_string_bytes: int

@@ -35,6 +35,17 @@ class TokenStream(Protocol):
         """Give up: the engine frees the row and its blocks before its next forward pass. No-op once finished."""
 
 
+class EngineStream(TokenStream, Protocol):
+    """What the engine gives for one request, and how far it is, whether or not anyone reads."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens generated so far, over all sequences."""
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when the engine has no more to do for it: at once where that is so already."""
+
+
 class EngineHandle(Protocol):
     """The engine, from the front's event loop. Not for other threads."""
 
@@ -64,7 +75,7 @@ class EngineHandle(Protocol):
         sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
-    ) -> TokenStream:
+    ) -> EngineStream:
         """Queue one validated request. Raises QueueFullError or EngineUnavailableError at once, never waits.
 
         ``sequence_index``: of its first sequence, for the random draws; those of the deltas count from 0.

@@ -8,7 +8,7 @@ from tokenwire.errors import RequestAbortedError
 
 
 class DeltaStream:
-    """Implements `handle.TokenStream`: at most one unread delta per sequence, into which later ones are merged.
+    """Implements `handle.EngineStream`: at most one unread delta per sequence, into which later ones are merged.
 
     What a reader that lags can make this hold is bounded by the answer itself. For one reader.
     """
@@ -23,7 +23,10 @@ class DeltaStream:
         """Whether anything has come: the request waits no longer."""
         self.is_over = False
         """Whether every sequence is finished, or the request has failed."""
+        self.num_tokens = 0
+        """Tokens that have come, over all sequences."""
         self._num_unfinished = num_sequences
+        self._on_end: Callable[[], None] | None = None
         self._abort = abort
         # In the order in which they are to be read: the sequence whose unread delta is oldest comes first.
         self._unread: dict[int, tuple[Delta, list[str]]] = {}
@@ -33,6 +36,7 @@ class DeltaStream:
     def push(self, delta: Delta) -> None:
         """Take over what a step gave; the delta is this stream's from now on."""
         self.has_begun = True
+        self.num_tokens += len(delta.token_ids)
         unread = self._unread.get(delta.sequence_index)
         if unread is None:
             self._unread[delta.sequence_index] = delta, []
@@ -46,15 +50,27 @@ class DeltaStream:
             merged.finish = delta.finish
         if delta.finish is not None:
             self._num_unfinished -= 1
-            self.is_over = self._num_unfinished == 0
+            if self._num_unfinished == 0:
+                self._end()
         self._wake()
 
     def fail(self, error: Exception) -> None:
         """End without an answer: ``error`` is raised after what is still unread. No-op once it has ended."""
         if not self.is_over:
-            self.is_over = True
             self._error = error
+            self._end()
             self._wake()
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once when it is over: at once where it is already."""
+        self._on_end = callback
+        if self.is_over:
+            callback()
+
+    def _end(self) -> None:
+        self.is_over = True
+        if self._on_end is not None:
+            self._on_end()
 
     def close(self) -> None:
         """Give up: tells the engine once, never waits. No-op once it has ended."""

@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tokenwire.config import SecurityConfig
-from tokenwire.errors import ConfigurationError
+from tokenwire.errors import ConfigurationError, PermissionDeniedError
 from tokenwire.security.keys import HASH_PATTERN
 from tokenwire.security.watched import Watched, read_setting
 
 Role = Literal["inference", "admin"]
 Priority = Literal["low", "normal", "high"]
+
+_RANKS: dict[Priority, int] = {"low": 0, "normal": 1, "high": 2}
 
 _Limit = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
@@ -36,6 +38,15 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     priority: Priority = "normal"
     """Of its requests, and the highest that they may ask for."""
+
+    def priority_for(self, asked: Priority | None) -> Priority:
+        """Where a request waits that asks for ``asked``. Raises PermissionDeniedError for more than is the caller's."""
+        if asked is None:
+            return self.priority
+        if _RANKS[asked] > _RANKS[self.priority]:
+            message = f"priority {asked} is above the caller's own, {self.priority}"
+            raise PermissionDeniedError("PRIORITY_NOT_ALLOWED", message)
+        return asked
 
 
 ANONYMOUS = Caller(name="", roles=frozenset({"inference"}))

@@ -1,11 +1,13 @@
-"""What all servicers share: the engine, and the served model once there is one."""
+"""What all servicers share: the engine, the queue in front of it, and the served model once there is one."""
 
 from dataclasses import dataclass, field, replace
 
+from tokenwire.admission.admission import Admission
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import EngineUnavailableError
+from tokenwire.security.callers import Caller
 from tokenwire.servicers.text import Text
 from tokenwire.validation import MIN_TEXT_BYTES, Bounds, check_model
 
@@ -45,6 +47,7 @@ class Backend:
         self, engine: EngineHandle, limits: LimitsConfig, *, max_running: int, slow_reader_timeout_s: float
     ) -> None:
         self.engine = engine
+        self.admission = Admission(engine, limits, max_running=max_running)
         self.limits = limits
         self.slow_reader_timeout_s = slow_reader_timeout_s
         self.draining = False
@@ -95,11 +98,16 @@ class Backend:
         check_model(model, self._served.info)
         return self._served
 
-    def serving(self, model: str) -> Served:
-        """The served model, for calls that generate. Raises EngineUnavailableError while new ones are refused."""
+    def serving(self, model: str, caller: Caller) -> Served:
+        """The served model, for calls that generate.
+
+        Raises EngineUnavailableError while new ones are refused, QueueFullError or CallerLimitError where ``caller``
+        could not even wait: both before there is any work.
+        """
         if self.draining:
             raise EngineUnavailableError("the server is shutting down")
         served = self.served(model)
         if self.engine.state is not EngineState.READY:
             raise EngineUnavailableError(f"the engine is not ready: {self.engine.state.value}", LOADING_RETRY_S)
+        self.admission.check_room(caller)
         return served

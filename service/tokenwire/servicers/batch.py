@@ -7,9 +7,9 @@ from tokenwire import validation
 from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.settings import GenerationOverrides
-from tokenwire.errors import QueueFullError
+from tokenwire.errors import CallerLimitError, QueueFullError
 from tokenwire.servicers.backend import Backend, Served
-from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_prompt_of
+from tokenwire.servicers.preparation import Prepared, collect, encode, prepared_prompt_of, take_priority
 from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.validation_settings import Shape, check_supported, checked_overrides, num_rows_for, output_of
@@ -19,11 +19,12 @@ class Batch:
     """One GenerateBatch call.
 
     At most twice as many rows as the engine runs are submitted at a time: enough to keep it busy, and room in the queue
-    is left for others. Where the queue is full, the next item waits for one of its siblings to end.
+    is left for others. Where the queue is full, or the caller's part of it, the next item waits for one of its siblings
+    to end.
     """
 
     def __init__(self, backend: Backend, served: Served, request: pb.GenerateBatchRequest) -> None:
-        self._engine = backend.engine
+        self._admission = backend.admission
         self._served = served
         self._request = request
         self._output = output_of(request.output)
@@ -37,8 +38,8 @@ class Batch:
     async def run(self) -> pb.GenerateBatchResponse:
         """All outcomes, in order.
 
-        Raises InvalidRequestError for what is wrong with every item, QueueFullError where not even the first finds
-        room.
+        Raises InvalidRequestError for what is wrong with every item, QueueFullError or CallerLimitError where not even
+        the first finds room.
         """
         violations = validation.Violations()
         validation.check_batch_size(len(self._request.prompts), self._served.bounds, violations, "prompts")
@@ -46,7 +47,9 @@ class Batch:
         overrides = checked_overrides(
             self._request.generation_config, self._output, self._served.bounds, violations, self._shape
         )
+        asked = validation.check_priority(self._request.priority, violations)
         violations.check()
+        take_priority(asked)
         check_supported(overrides, self._served.info)
         num_rows = num_rows_for(overrides, self._served.info.defaults)
         window = asyncio.Semaphore(max(1, 2 * self._served.bounds.max_running // num_rows))
@@ -109,8 +112,8 @@ class Batch:
         while True:
             self._freed.clear()
             try:
-                stream = prepared.submit(self._engine, batch_index=index)
-            except QueueFullError as error:
+                stream = prepared.submit(self._admission, batch_index=index)
+            except (QueueFullError, CallerLimitError) as error:
                 if self._accepted_count == 0:
                     raise _NothingAcceptedError(error) from None
                 try:
@@ -126,6 +129,6 @@ class Batch:
 class _NothingAcceptedError(Exception):
     """The queue is full and the batch has nothing in it: the whole call is to come back later."""
 
-    def __init__(self, cause: QueueFullError) -> None:
+    def __init__(self, cause: QueueFullError | CallerLimitError) -> None:
         super().__init__(str(cause))
         self.cause = cause

@@ -4,7 +4,7 @@ from contextlib import closing
 from typing import Any
 
 from tokenwire.call import current_call
-from tokenwire.servicers.backend import Backend
+from tokenwire.servicers.backend import Backend, Served
 from tokenwire.servicers.batch import Batch
 from tokenwire.servicers.preparation import Collected, Prepared, collect, prepare_chat, prepare_prompt
 from tokenwire.servicers.sequences import StreamResponse
@@ -21,39 +21,42 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: N802
         """Generate from one prompt."""
-        return (await self._answer(await prepare_prompt(self._backend.serving(request.model), request))).response
+        return (await self._answer(await prepare_prompt(self._served(request), request))).response
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Generate from one prompt, as events."""
-        prepared = await prepare_prompt(self._backend.serving(request.model), request, is_streaming=True)
+        prepared = await prepare_prompt(self._served(request), request, is_streaming=True)
         await self._stream(prepared, context, pb.GenerateStreamResponse)
 
     async def GenerateBatch(  # noqa: N802
         self, request: pb.GenerateBatchRequest, context: Any
     ) -> pb.GenerateBatchResponse:
         """Generate from many prompts; what is wrong with one is that item's error."""
-        return await Batch(self._backend, self._backend.serving(request.model), request).run()
+        return await Batch(self._backend, self._served(request), request).run()
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> pb.ChatResponse:  # noqa: N802
         """Answer a conversation."""
-        answer = await self._answer(await prepare_chat(self._backend.serving(request.model), request))
+        answer = await self._answer(await prepare_chat(self._served(request), request))
         choices = map(choice_of, answer.response.sequences, answer.texts)
         return pb.ChatResponse(start=answer.response.start, choices=choices)
 
     async def ChatStream(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Answer a conversation, as events."""
-        prepared = await prepare_chat(self._backend.serving(request.model), request, is_streaming=True)
+        prepared = await prepare_chat(self._served(request), request, is_streaming=True)
         await self._stream(prepared, context, pb.ChatStreamResponse)
 
+    def _served(self, request: pb.GenerateRequest | pb.GenerateBatchRequest | pb.ChatRequest) -> Served:
+        return self._backend.serving(request.model, current_call().caller)
+
     async def _answer(self, prepared: Prepared) -> Collected:
-        return await collect(prepared, prepared.submit(self._backend.engine))
+        return await collect(prepared, prepared.submit(self._backend.admission))
 
     async def _stream(self, prepared: Prepared, context: Any, response: StreamResponse) -> None:
         call = current_call()
         writers = prepared.writers(response)
         # Submitted before anything is written, so that a refusal is a plain status.
         with (
-            closing(prepared.submit(self._backend.engine)) as stream,
+            closing(prepared.submit(self._backend.admission)) as stream,
             SlowReaderGuard(context, self._backend.slow_reader_timeout_s) as out,
         ):
             await out.write(response(start=prepared.start))

@@ -4,12 +4,14 @@ from contextlib import closing
 from typing import NamedTuple
 
 from tokenwire import convert, validation
+from tokenwire.admission.admission import Admission
 from tokenwire.call import current_call
 from tokenwire.convert_settings import config_of
-from tokenwire.engine.handle import EngineHandle, TokenStream
+from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.protocol import Finish
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
 from tokenwire.errors import InvalidRequestError, Violation
+from tokenwire.security.callers import Priority
 from tokenwire.servicers.backend import Served
 from tokenwire.servicers.healing import heal
 from tokenwire.servicers.pitfalls import prompt_notes
@@ -54,13 +56,15 @@ class Prepared(NamedTuple):
     healed_text: str
     """Text of the token that healing took off the prompt, with which the generated tokens begin; not in the answer."""
 
-    def submit(self, engine: EngineHandle, *, batch_index: int = 0) -> TokenStream:
-        """Queue it. Raises QueueFullError or EngineUnavailableError.
+    def submit(self, admission: Admission, *, batch_index: int = 0) -> TokenStream:
+        """Queue it. Raises QueueFullError, CallerLimitError or EngineUnavailableError.
 
         ``batch_index``: the request's place in a batch, so that its draws differ from those of the others.
         """
         call, settings = current_call(), self.resolved.settings
-        stream = engine.submit(
+        stream = admission.submit(
+            call.caller,
+            call.priority,
             self.computed_ids,
             settings,
             sequence_index=batch_index * settings.num_return_sequences,
@@ -162,14 +166,25 @@ def _checked(
     violations: Violations,
     shape: Shape,
 ) -> tuple[GenerationOverrides, Output]:
-    """What is left of the first look, before anything is tokenized. Raises InvalidRequestError, UnsupportedError."""
+    """What is left of the first look, before anything is tokenized.
+
+    Raises InvalidRequestError, PermissionDeniedError, UnsupportedError.
+    """
     output = output_of(request.output)
+    asked = validation.check_priority(request.priority, violations)
     if request.HasField("negative_prompt"):
         validation.check_prompt(request.negative_prompt, served.bounds, violations, "negative_prompt")
     overrides = checked_overrides(request.generation_config, output, served.bounds, violations, shape)
     violations.check()
+    take_priority(asked)
     check_supported(overrides, served.info)
     return overrides, output
+
+
+def take_priority(asked: Priority | None) -> None:
+    """Let the call's requests wait where it asked to. Raises PermissionDeniedError."""
+    call = current_call()
+    call.priority = call.caller.priority_for(asked)
 
 
 async def _encode_negative(
