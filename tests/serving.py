@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,12 +53,17 @@ def clean_environment() -> dict[str, str]:
 
 
 @contextmanager
-def running_server(model: Path | str, flags: Sequence[str] = (), *, ready: bool = True) -> Iterator[Server]:
-    """Serve ``model`` on a port that the system chooses; on leaving the server is gone, whatever happened."""
+def running_server(
+    model: Path | str, flags: Sequence[str] = (), *, ready: bool = True, environment: Mapping[str, str] | None = None
+) -> Iterator[Server]:
+    """Serve ``model`` on a port that the system chooses; on leaving the server is gone, whatever happened.
+
+    ``environment``: variables beside those of this process.
+    """
     process = subprocess.Popen(
         serve_command("--model", str(model), "--port", "0", "--drain-grace", "5", *flags),
         cwd=ROOT,
-        env=clean_environment(),
+        env=clean_environment() | dict(environment or {}),
         stderr=subprocess.PIPE,
         text=True,
     )
