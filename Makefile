@@ -16,6 +16,7 @@ ARGS ?=
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 RUST := tools/with_rust.sh
+CARGO_DENY := .cache/cargo-deny/bin/cargo-deny
 MODEL := models/SmolLM2-135M-Instruct.Q4_1.gguf
 GRPCURL := .cache/bin/grpcurl
 
@@ -28,7 +29,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking bench constraints clean
+.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking bench audit constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -78,6 +79,11 @@ proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients b
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench
 
+audit: $(CARGO_DENY) $(VENV)/.uv ## Look the dependencies up in the advisory databases (needs the network; the first run builds cargo-deny)
+	$(RUST) $(CARGO_DENY) --locked --manifest-path Cargo.toml check bans licenses sources
+	$(RUST) $(CARGO_DENY) --locked --manifest-path Cargo.toml check advisories
+	$(UV) tool run --from 'pip-audit>=2.10.1,<3' pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 constraints: $(VENV)/.dev ## Renew constraints.txt from pyproject.toml
 	$(BIN)/python tools/update_constraints.py
 
@@ -108,6 +114,10 @@ $(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/bu
 	@echo "==> building the extension (two to four minutes the first time)"
 	@TOKENWIRE_BUILD_OUTPUT=9 $(RUST) $(UV) pip install --python $(BIN)/python --no-build-isolation --no-deps --reinstall-package tokenwire --editable . 9>&2
 	@touch $@
+
+$(CARGO_DENY): | $(VENV)/.uv
+	@echo "==> building cargo-deny (some minutes)"
+	@$(RUST) cargo install --quiet --locked --root .cache/cargo-deny --version '^0.20' cargo-deny
 
 $(MODEL): | $(VENV)/.uv
 	@echo "==> fetching the default model (98 MB)"
