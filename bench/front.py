@@ -48,7 +48,20 @@ class NoopStream:
         self._engine = engine
         self._prompt_tokens = prompt_tokens
         self._total = settings.max_new_tokens
+        self._on_end: Callable[[], None] | None = None
         self._ended = False
+
+    @property
+    def num_tokens(self) -> int:
+        return self._total - self.left
+
+    def on_end(self, callback: Callable[[], None]) -> None:
+        self._on_end = callback
+
+    def end(self) -> None:
+        if self._on_end is not None:
+            self._on_end()
+            self._on_end = None
 
     def step(self) -> None:
         self.left -= 1
@@ -75,6 +88,7 @@ class NoopStream:
 
     def close(self) -> None:
         self._engine.streams.pop(self, None)
+        self.end()
 
 
 class NoopEngine:
@@ -118,6 +132,7 @@ class NoopEngine:
     def taken(self, stream: NoopStream) -> None:
         if stream.left == 0 and not stream.deltas:
             self.streams.pop(stream, None)
+            stream.end()
         self._held -= 1
         self._schedule()
 

@@ -128,7 +128,7 @@ class Server:
         engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
         self._install_signals()
-        refreshing = asyncio.create_task(self._refresh([*certificates, *authenticator.watched]), name="refresh")
+        refreshing = self._start_refreshing([*certificates, *authenticator.watched])
         try:
             await server.start()
             text = "not ready yet: the model loads; health checks are answered"
@@ -157,7 +157,7 @@ class Server:
                 await self._unless_stopped_now(server.stop(CLOSING_GRACE_S))
             await engine.stop()
             await server.stop(STOP_NOW_GRACE_S)
-            await _cancel(refreshing)
+            await _cancel(*refreshing)
             logger.info("stopped")
 
     def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
@@ -207,6 +207,13 @@ class Server:
         finally:
             await _cancel(working, stopping)
 
+    def _start_refreshing(self, watched: list[Refreshable]) -> list["asyncio.Task[None]"]:
+        """Follow files, where there are any: otherwise SIGHUP ends the process, as it does when a terminal closes."""
+        if not watched:
+            return []
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self.refresh)
+        return [asyncio.create_task(self._refresh(watched), name="refresh")]
+
     async def _refresh(self, watched: list[Refreshable]) -> None:
         """Look after what comes from files, from time to time and when asked to."""
         while True:
@@ -228,7 +235,6 @@ class Server:
 
     def _install_signals(self) -> None:
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, self.refresh)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop)
 
@@ -242,7 +248,8 @@ class Server:
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:
     for task in tasks:
         task.cancel()
-    await asyncio.wait(tasks)
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _report(health: Health, backend: Backend) -> None:
@@ -275,7 +282,11 @@ def _grpc_server(config: ServiceConfig, authenticator: Authenticator) -> grpc.ai
     keepalive_ms = int(_KEEPALIVE_S * 1000)
     server = config.server
     # gRPC adds a jitter of a tenth; the grace behind it is without end, so that no stream is cut off.
-    age = [("grpc.max_connection_age_ms", int(server.max_connection_age * 1000))] if server.max_connection_age else []
+    age = (
+        [("grpc.max_connection_age_ms", max(1, int(server.max_connection_age * 1000)))]
+        if server.max_connection_age
+        else []
+    )
     return grpc.aio.server(
         interceptors=(CallInterceptor(authenticator),),
         options=(

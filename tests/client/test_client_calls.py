@@ -241,6 +241,16 @@ def test_every_field_of_the_protocol_is_an_option() -> None:
     assert {field.name for field in requests.output_options({}).DESCRIPTOR.fields} == requests._OUTPUT
 
 
+async def test_priority(call: Call, server: FakeServer) -> None:
+    for value, sent in ((None, 0), ("low", 1), ("normal", 2), ("high", 3)):
+        await call("generate", "x", priority=value)
+        await call("chat", "x", priority=value)
+        await call("generate_batch", ["x"], priority=value)
+        assert [request.priority for request in server.requests[-3:]] == [sent] * 3
+    with pytest.raises(InvalidArgument, match="priority: must be low, normal or high, got 'urgent'"):
+        await call("generate", "x", priority="urgent")
+
+
 @pytest.mark.parametrize(
     ("options", "field"),
     [

@@ -1,15 +1,16 @@
 """`tokenwire serve` over a fake engine, for tests that need a process of its own: ``serve_fake.py JSON``.
 
-Keys of the object: ``port``, ``mode`` (ready, loading, broken), ``drain_grace``, ``log_format``.
+Keys of the object: ``port``, ``mode`` (ready, loading, broken), ``drain_grace``, ``log_format``, ``callers``.
 """
 
 import asyncio
 import json
 import sys
+from pathlib import Path
 
 from fakes import FakeEngine, FakeStream
 
-from tokenwire.config import LogConfig, ModelConfig, ServerConfig, ServiceConfig
+from tokenwire.config import LogConfig, ModelConfig, SecurityConfig, ServerConfig, ServiceConfig
 from tokenwire.server import run
 
 
@@ -34,6 +35,7 @@ def main() -> int:
             port=options.get("port", 0),
             drain_grace=options.get("drain_grace", 5.0),
         ),
+        security=SecurityConfig(callers=Path(options["callers"]) if "callers" in options else None),
         log=LogConfig(log_format=options.get("log_format", "json")),
     )
 

@@ -131,6 +131,22 @@ def test_a_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(launch: Calla
     assert [error["event"] for error in errors] == ["cannot load the model: no config.json in /models/none"]
 
 
+def test_sighup_reads_files_anew_and_ends_a_server_without_any(launch: Callable[..., Process], tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    callers.write_text("[defaults]\nmax_running = 1\n")
+    process = launch(callers=str(callers))
+    process.line("ready")
+    callers.write_text("[defaults]\nmax_running = 22\n")
+    process.signal(signal.SIGHUP)
+    process.line("callers read anew")
+    process.signal(signal.SIGTERM)
+    assert process.end() == 0
+    plain = launch()
+    plain.line("ready")
+    plain.signal(signal.SIGHUP)
+    assert plain.end() == -signal.SIGHUP
+
+
 def test_a_port_in_use_is_one_line_and_exit_code_2(launch: Callable[..., Process]) -> None:
     process = launch()
     address = process.address()

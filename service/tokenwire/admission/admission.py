@@ -23,6 +23,9 @@ from tokenwire.security.callers import Caller, Priority
 RETRY_AFTER_S = 1.0
 """When a refused caller should come back, give or take a quarter so that not all come at once."""
 
+_GONE = (EngineState.LOADING, EngineState.DRAINING, EngineState.STOPPED)
+"""States in which nothing that waits will start soon."""
+
 _DEADLINE_MARGIN_S = 0.5
 """So long before its deadline a deadline-aware request goes to the engine, which ends it in time."""
 
@@ -222,7 +225,7 @@ class Admission:
     def _engine_changed(self, state: EngineState) -> None:
         if state is EngineState.READY:
             self._fill_later()
-        else:
+        elif state in _GONE:
             self._fail_waiting(f"the engine is {state.value}")
 
     # ---- what runs -----------------------------------------------------------------------------------------

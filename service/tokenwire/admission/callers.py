@@ -24,7 +24,7 @@ class CallerUse:
 
     def take_limits(self, limits: Limits, now: float) -> None:
         """Those that count from now on: the file that they come from may have changed."""
-        if limits is self.limits:
+        if limits == self.limits:
             return
         self.limits = limits
         if limits.tokens_per_minute is None:
