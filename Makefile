@@ -29,7 +29,8 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking bench audit constraints clean
+.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking chaos bench \
+	audit constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -75,6 +76,9 @@ proto: $(VENV)/.dev ## Generate the protobuf stubs into service/tokenwire/v1
 
 proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients built from the last commit
 	$(BIN)/buf breaking --against '.git#ref=HEAD'
+
+chaos: $(VENV)/.dev $(VENV)/.built ## Run the long fault and load tests (minutes)
+	$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos'
 
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench

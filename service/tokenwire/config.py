@@ -6,6 +6,7 @@ builds a config directly answers for its own values.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +19,11 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 _MODEL = Group("Model", sort_key=1)
 _ENGINE = Group("Engine", sort_key=2)
-_SERVER = Group("Server", sort_key=3)
-_LIMITS = Group("Limits", sort_key=4)
-_SECURITY = Group("Security", sort_key=5)
-_LOG = Group("Logging", sort_key=6)
+_SUPERVISION = Group("Supervision", sort_key=3)
+_SERVER = Group("Server", sort_key=4)
+_LIMITS = Group("Limits", sort_key=5)
+_SECURITY = Group("Security", sort_key=6)
+_LOG = Group("Logging", sort_key=7)
 
 MAX_DRAFT_TOKENS = 64
 """Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
@@ -30,6 +32,9 @@ _POSITIVE = Number(gte=1, lte=2**31 - 1)
 _COUNT = Number(gte=0, lte=2**31 - 1)
 _FRACTION = Number(gt=0, lte=1)
 _SECONDS = Number(gte=0, lte=86_400)
+
+_RESTART_BACKOFF = 4.0
+_LONGEST_RESTART_DELAY_S = 60.0
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]i?b|b)?", re.IGNORECASE | re.ASCII)
 _UNITS = {"b": 1} | {
@@ -126,6 +131,27 @@ class EngineConfig:
     def kv_cache_bytes(self) -> int | None:
         """``kv_cache_memory`` in bytes, or None where it is unset. Raises ValueError for what is no size."""
         return None if self.kv_cache_memory is None else parse_size(self.kv_cache_memory)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisionConfig:
+    """How the front watches over the engine process."""
+
+    hang_timeout: Annotated[float, Parameter(group=_SUPERVISION, validator=Number(gte=1, lte=86_400))] = 8.0
+    """Seconds in which the engine comes to no next step or layer of the model before health turns NOT_SERVING."""
+    max_restarts: Annotated[int, Parameter(group=_SUPERVISION, validator=Number(gte=0, lte=1000))] = 3
+    """Restarts of an engine that died, before the service ends with exit code 1."""
+    restart_delay: Annotated[float, Parameter(group=_SUPERVISION, validator=Number(gte=0, lte=60))] = 0.5
+    """Seconds before the first restart; four times as long before each further one, but never above 60."""
+    restart_reset: Annotated[float, Parameter(group=_SUPERVISION, validator=_SECONDS)] = 60.0
+    """Seconds that an engine must have served for all restarts to be before it again."""
+
+    def restart_delays(self) -> Iterator[float]:
+        """Seconds before each restart."""
+        for number in range(self.max_restarts):
+            # Above 10 the power is beyond the bound, whatever the first delay; it would overflow in the end.
+            yield min(_LONGEST_RESTART_DELAY_S, self.restart_delay * _RESTART_BACKOFF ** min(number, 10))
 
 
 @Parameter(name="*")
@@ -256,6 +282,7 @@ class ServiceConfig:
 
     model: ModelConfig
     engine: EngineConfig = field(default_factory=EngineConfig)
+    supervision: SupervisionConfig = field(default_factory=SupervisionConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)

@@ -143,7 +143,7 @@ class Server:
                 self.ready.set()
                 await self._stop_requested.wait()
                 if self._engine_lost:
-                    raise EngineLostError("the engine cannot be kept running")
+                    raise EngineLostError(f"the engine cannot be kept running: {engine.phase}")
                 fields = {"grace_s": config.server.drain_grace, "hint": "a second signal stops at once"}
                 logger.info("draining", extra={"fields": fields})
                 backend.draining = True
@@ -338,4 +338,6 @@ def _engine_process(config: ServiceConfig) -> EngineHandle:
     # Here, so that a server in front of another engine does not need this one.
     from tokenwire.engine.process import EngineProcess
 
-    return EngineProcess(config.model, config.engine, max_queued=config.limits.max_queued)
+    return EngineProcess(
+        config.model, config.engine, max_queued=config.limits.max_queued, supervision=config.supervision
+    )

@@ -10,8 +10,8 @@ from engine_fakes import NAN_TOKEN, VOCAB, FakeRunner, expected_answer
 
 from tokenwire._native import Generation, Sampler, Tokenizer
 from tokenwire.engine.engine import Engine
+from tokenwire.engine.failures import error_of
 from tokenwire.engine.generations import generation_factory
-from tokenwire.engine.process import _error_of
 from tokenwire.engine.protocol import Delta, Failure, Submit
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import InvalidRequestError, RowFailedError
@@ -161,8 +161,8 @@ def test_settings_that_come_to_forbid_every_token_are_the_callers_fault(tokenize
     (served,), _ = serve(tokenizer, [[1]], settings)
     kind, _, message = str(served.failure).partition(": ")
     assert kind == "row"
-    error = _error_of(Failure(1, "row", message))
+    error = error_of(Failure(1, "row", message))
     assert isinstance(error, InvalidRequestError)
     assert [violation.field for violation in error.violations] == ["generation_config"]
     (nan,), _ = serve(tokenizer, [[NAN_TOKEN]], settings)
-    assert isinstance(_error_of(Failure(1, "row", str(nan.failure).partition(": ")[2])), RowFailedError)
+    assert isinstance(error_of(Failure(1, "row", str(nan.failure).partition(": ")[2])), RowFailedError)

@@ -19,7 +19,7 @@ import uvloop
 from engine_fakes import NAN_TOKEN, PANIC, expected_answer
 from fake_engine import HANG_TOKEN, KILL_TOKEN, RAISE_TOKEN, model_info
 
-from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.config import EngineConfig, ModelConfig, SupervisionConfig
 from tokenwire.engine.channel import FrameWriter
 from tokenwire.engine.child import Child
 from tokenwire.engine.handle import EngineHandle, EngineState
@@ -49,7 +49,7 @@ def make_engine(model: str = "ok", *, max_queued: int = 64, **engine: int) -> En
         EngineConfig(**engine),  # type: ignore[arg-type]
         max_queued=max_queued,
         command=COMMAND,
-        restart_delays_s=(0.0, 0.0),
+        supervision=SupervisionConfig(max_restarts=2, restart_delay=0),
     )
 
 

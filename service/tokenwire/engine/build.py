@@ -7,6 +7,7 @@ import msgspec
 from tokenwire.engine.defaults import defaults_from_generation_config
 from tokenwire.engine.main import Built
 from tokenwire.engine.protocol import ModelInfo, Start
+from tokenwire.engine.pulse import Pulse
 from tokenwire.model.checkpoint import find
 from tokenwire.model.memory import usable_cores
 from tokenwire.model.threads import keep_openmp_spin_short
@@ -29,6 +30,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     from tokenwire.engine.kernels import native_kernels
     from tokenwire.model.draft import load_draft, make_draft_runner
     from tokenwire.model.loader import load
+    from tokenwire.model.progress import tell_progress_inplace
     from tokenwire.model.runner import make_runner
 
     loaded = load(start.model, start.engine, progress=progress, checkpoint=checkpoint)
@@ -36,8 +38,11 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     draft = load_draft(start.model, start.engine, loaded, progress, kernels=kernels)
     beside = () if draft is None else draft.shapes
     runner = make_runner(loaded, start.engine, progress, kernels=kernels, beside=beside)
+    pulse = Pulse()
+    tell_progress_inplace(loaded.model, pulse.beat)
     draft_model = None
     if draft is not None:
+        tell_progress_inplace(draft.loaded.model, pulse.beat)
         draft_runner = make_draft_runner(draft, runner)
         draft_model = DraftModel(
             draft_runner, vocab_size=loaded.vocab_size, max_step_tokens=start.engine.max_step_tokens
@@ -80,4 +85,6 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         info=info,
         draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),
+        memory_errors=(torch.OutOfMemoryError, MemoryError),
+        pulse=pulse,
     )

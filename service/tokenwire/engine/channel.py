@@ -1,10 +1,12 @@
 """Frames over a socket pair: MessagePack behind a 4-byte little-endian length.
 
-The engine's end blocks (a reader thread, and writes between two steps), the front's end is an asyncio protocol.
+The engine's end blocks (a thread that reads, one for the heartbeat, and writes between two steps), the front's end is
+an asyncio protocol.
 """
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast
 
@@ -75,16 +77,18 @@ class FrameReader(Generic[MessageT]):
 
 
 class BlockingChannel:
-    """The engine's end: ``receive`` in one thread, ``send`` in another."""
+    """The engine's end: ``receive`` in one thread, ``send`` in any."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._reader: FrameReader[Command] = FrameReader(msgspec.msgpack.Decoder(Command))
         self._writer = FrameWriter()
+        self._sending = threading.Lock()
 
     def send(self, event: Event) -> None:
         """Write one event. Raises BrokenPipeError or ConnectionResetError once the front is gone."""
-        self._socket.sendall(self._writer.frame(event))
+        with self._sending:
+            self._socket.sendall(self._writer.frame(event))
 
     def receive(self) -> list[Command]:
         """Wait for commands; empty when the front is gone. Raises FrameError."""

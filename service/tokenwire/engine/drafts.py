@@ -196,6 +196,17 @@ class Drafts(Generic[GenerationT]):
             if row.wants_details:
                 prepend_details(delta, emissions)
 
+    def give_up(self, rows: Sequence[Row[GenerationT]]) -> bool:
+        """Let ``rows``, whose pass failed for want of memory, go on without drafts; whether any had some."""
+        drafted = [row for row in rows if row.draft is not None and row.draft.proposed]
+        for row in drafted:
+            if row.draft is not None:
+                row.draft.proposed = []
+                row.draft.num_tokens = 0
+            row.step_tokens = [row.tokens[-1]]
+            self._give_back(row)
+        return bool(drafted)
+
     def _ask_model(self, asks: list[tuple[Row[GenerationT], Ask]]) -> None:
         assert self._model is not None  # noqa: S101 - no request has a state that asks for it otherwise
         try:

@@ -28,6 +28,7 @@ from tokenwire.engine.protocol import (
     Stop,
     Submit,
 )
+from tokenwire.engine.pulse import Pulse
 from tokenwire.engine.resident import resident_bytes
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import EmissionLike, GenerationT, SamplerLike
@@ -54,6 +55,8 @@ class Engine(Generic[GenerationT]):
     exception there fails the request alone, a ValueError as the caller's fault. ``draft_model`` proposes tokens for
     requests with num_assistant_tokens.
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
+    After ``memory_errors`` of a forward pass its requests are computed again in smaller passes.
+    ``pulse`` is told at every step that the loop gets on.
     """
 
     def __init__(
@@ -68,7 +71,9 @@ class Engine(Generic[GenerationT]):
         draft_model: DraftModelLike | None = None,
         inbox: Inbox | None = None,
         fatal_errors: tuple[type[BaseException], ...] = (),
+        memory_errors: tuple[type[Exception], ...] = (),
         clock: Callable[[], float] = time.monotonic,
+        pulse: Pulse | None = None,
     ) -> None:
         self.inbox: Inbox = SimpleQueue() if inbox is None else inbox
         self._runner = runner
@@ -80,7 +85,9 @@ class Engine(Generic[GenerationT]):
             shares_blocks=runner.shares_blocks,
         )
         self._fatal_errors = fatal_errors
+        self._memory_errors = memory_errors
         self._clock = clock
+        self._pulse = Pulse() if pulse is None else pulse
         self._blocks = BlockManager(runner.num_blocks, runner.block_size)
         self._scheduler: Scheduler[GenerationT] = Scheduler(
             self._blocks,
@@ -135,7 +142,10 @@ class Engine(Generic[GenerationT]):
             if self._drafts.is_wanted and schedule.is_plain:
                 alive = itertools.chain(self._scheduler.running, self._scheduler.waiting)
                 schedule = self._drafts.propose(schedule, alive)
-            logits = self._forward(schedule)
+            try:
+                logits = self._forward(schedule)
+            except self._memory_errors:
+                return self._compute_less(schedule, ended)
             if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):
                 rows = schedule.rows[: schedule.num_sampled]
                 emissions, leading = self._verify(logits, rows, drafts)
@@ -172,6 +182,8 @@ class Engine(Generic[GenerationT]):
         """Take every command that arrived; wait for one only where there is nothing else to do."""
         inbox = self.inbox
         is_idle = not self._requests
+        if is_idle:
+            self._pulse.rest()
         while is_idle or not inbox.empty():
             is_idle = False
             arrived_at, command = inbox.get()
@@ -185,6 +197,7 @@ class Engine(Generic[GenerationT]):
                     self._stats_asked += 1
                 case Stop():
                     self._stopping = True
+        self._pulse.beat()
 
     def _accept(self, submit: Submit, arrived_at: float) -> None:
         longest = max(len(submit.prompt_ids), len(submit.negative_prompt_ids or ()))
@@ -428,6 +441,22 @@ class Engine(Generic[GenerationT]):
         emission = row.generation.end()
         delta.text += emission.text
         delta.finish = sequence_finish(row, emission, emission.finish_reason or reason, now)
+
+    def _compute_less(self, schedule: Schedule[GenerationT], deltas: list[Delta]) -> StepOutputs:
+        """After a pass that ran out of memory: what it computed comes in smaller passes. ``deltas`` came before.
+
+        Drafts are given up first, then rows are preempted; a request fails only where it is the least there is.
+        """
+        rows = schedule.rows
+        num_tokens = sum(len(row.step_tokens) for row in rows)
+        message = f"engine: out of memory in a pass of {num_tokens} tokens of {len(rows)} rows"
+        print(message, file=sys.stderr)  # noqa: T201  (the front passes this on)
+        if not self._drafts.give_up(rows):
+            for request in dict.fromkeys(row.request for row in self._scheduler.shrink(schedule)):
+                self._end_request(request)
+                self._failures.append(Failure(request, "step", "out of memory, also without other requests"))
+        self._tell_released()
+        return self._outputs(deltas)
 
     def _fail(self, rows: list[Row[GenerationT]], error: Exception, deltas: list[Delta]) -> StepOutputs:
         """End the requests of a step that raised, and only those; ``deltas`` came before."""

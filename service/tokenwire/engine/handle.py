@@ -13,6 +13,8 @@ class EngineState(Enum):
 
     LOADING = "loading"
     READY = "ready"
+    STALLED = "stalled"
+    """Loaded, but its loop does not get on; back to READY once it does."""
     DRAINING = "draining"
     STOPPED = "stopped"
 

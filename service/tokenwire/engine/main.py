@@ -19,7 +19,8 @@ from tokenwire.engine.beams import BeamSearchLike
 from tokenwire.engine.channel import BlockingChannel, FrameError
 from tokenwire.engine.drafts import DraftModelLike
 from tokenwire.engine.engine import Engine, Inbox
-from tokenwire.engine.protocol import LoadFailed, Loading, ModelInfo, Ready, Start, Stop, Submit
+from tokenwire.engine.protocol import Beat, LoadFailed, Loading, ModelInfo, Ready, Start, Stop, Submit
+from tokenwire.engine.pulse import BEAT_INTERVAL_S, Pulse
 from tokenwire.engine.sampler import SamplerLike
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import ModelLoadError, TokenwireError
@@ -41,6 +42,10 @@ class Built:
     draft_model: DraftModelLike | None = None
     fatal_errors: tuple[type[BaseException], ...] = ()
     """Errors of a forward pass after which the device is lost and the process must end."""
+    memory_errors: tuple[type[Exception], ...] = ()
+    """Errors of a forward pass that a smaller one may not meet."""
+    pulse: Pulse = dataclasses.field(default_factory=Pulse)
+    """Told by the runner, where a pass can take long, how far it is."""
 
 
 Build = Callable[[Start, Callable[[str], None]], Built]
@@ -98,6 +103,8 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
             draft_model=built.draft_model,
             inbox=inbox,
             fatal_errors=built.fatal_errors,
+            memory_errors=built.memory_errors,
+            pulse=built.pulse,
         )
         channel.send(Loading("warming up"))
         _warm_up(engine, built.info)
@@ -115,6 +122,7 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
     gc.freeze()
     is_serving.set()
     channel.send(Ready(built.info))
+    threading.Thread(target=_beat, args=(channel, built.pulse), name="heartbeat", daemon=True).start()
     engine.serve(channel.send)
     return 0
 
@@ -146,6 +154,14 @@ def _read(channel: BlockingChannel, inbox: Inbox, is_serving: threading.Event) -
         print(f"engine: {error}", file=sys.stderr)  # noqa: T201  (the front passes this on)
         code = 1
     _exit(code)
+
+
+def _beat(channel: BlockingChannel, pulse: Pulse) -> None:
+    """Tell the front how the loop fares, until the front is gone."""
+    with contextlib.suppress(ConnectionError):
+        while True:
+            channel.send(Beat(pulse.stalled_s()))
+            time.sleep(BEAT_INTERVAL_S)
 
 
 def _exit(code: int) -> None:

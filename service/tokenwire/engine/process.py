@@ -8,13 +8,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-from tokenwire.config import EngineConfig, ModelConfig
+from tokenwire.config import EngineConfig, ModelConfig, SupervisionConfig
 from tokenwire.engine.child import Child
+from tokenwire.engine.failures import error_of
 from tokenwire.engine.handle import EngineState
+from tokenwire.engine.hang_watch import HangWatch
 from tokenwire.engine.protocol import (
     Abort,
+    Beat,
     Event,
-    Failure,
     GetStats,
     LoadFailed,
     Loading,
@@ -28,27 +30,12 @@ from tokenwire.engine.protocol import (
 )
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.engine.stream import DeltaStream
-from tokenwire.errors import (
-    EngineUnavailableError,
-    InvalidRequestError,
-    ModelLoadError,
-    QueueFullError,
-    RequestError,
-    RowFailedError,
-    StepFailedError,
-    Violation,
-)
+from tokenwire.errors import EngineUnavailableError, ModelLoadError, QueueFullError
 
 logger = logging.getLogger("tokenwire.engine")
 
 # -P: a file in the folder where the operator stands must not replace a module of the engine.
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "tokenwire.engine")
-
-RESTART_DELAYS_S = (0.5, 2.0, 8.0)
-"""Pauses before the first, second and third attempt to restart an engine that died; then it stays down."""
-
-STABLE_AFTER_S = 60.0
-"""An engine that was ready this long has all its restarts before it again."""
 
 STOP_TIMEOUT_S = 0.7
 """What a running step gets to end before the process is killed, so that a second SIGTERM ends all within 1 s."""
@@ -72,13 +59,14 @@ class EngineProcess:
         *,
         max_queued: int,
         command: Sequence[str] = ENGINE_COMMAND,
-        restart_delays_s: Sequence[float] = RESTART_DELAYS_S,
+        supervision: SupervisionConfig | None = None,
     ) -> None:
         self._start = Start(model, engine)
         self._max_running = engine.max_running
         self._max_queued = max_queued
         self._command = tuple(command)
-        self._restart_delays_s = tuple(restart_delays_s)
+        self._supervision = supervision or SupervisionConfig()
+        self._watch = HangWatch(self._supervision.hang_timeout, self._on_hang)
         self._state = EngineState.LOADING
         self._phase = "starting"
         self._info: ModelInfo | None = None
@@ -104,7 +92,7 @@ class EngineProcess:
 
     @property
     def phase(self) -> str:
-        """What start-up is doing, for the log and error texts."""
+        """What start-up is doing, or why the engine stays down, for the log and error texts."""
         return self._phase
 
     @property
@@ -118,6 +106,11 @@ class EngineProcess:
     def pid(self) -> int | None:
         """Process id of the engine; None where there is none."""
         return None if self._child is None else self._child.pid
+
+    @property
+    def num_open(self) -> int:
+        """Requests that were submitted and have not ended, as far as the front knows."""
+        return len(self._streams)
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         """Call ``callback`` at every change of ``state``, on the event loop."""
@@ -150,6 +143,7 @@ class EngineProcess:
     async def stop(self) -> None:
         """End the process. Open streams raise EngineUnavailableError. Idempotent; leaves no process behind."""
         self._set_state(EngineState.STOPPED)
+        self._watch.stop()
         self._fail_all(EngineUnavailableError("the engine was stopped", _RETRY_AFTER_S))
         async with self._stopping:
             supervisor, self._supervisor = self._supervisor, None
@@ -186,13 +180,15 @@ class EngineProcess:
                 raise ModelLoadError(f"the engine process ended while {self._phase}: {how}") from None
             raise
         self._info = info
+        self._watch.start()
         if self._state is EngineState.LOADING:
             self._set_state(EngineState.READY)
         return info
 
     async def _supervise(self) -> None:
         """Reap an engine that died and start another, until there is none to start or nobody wants one."""
-        delays = iter(self._restart_delays_s)
+        delays = self._supervision.restart_delays()
+        num_ends = 0
         while True:
             child = self._child
             if child is None:
@@ -202,9 +198,12 @@ class EngineProcess:
             how = await child.end(STOP_TIMEOUT_S)
             self._child = None
             logger.error("the engine process ended: %s", how)
-            if time.monotonic() - started_at >= STABLE_AFTER_S:
-                delays = iter(self._restart_delays_s)
+            if time.monotonic() - started_at >= self._supervision.restart_reset:
+                delays = self._supervision.restart_delays()
+                num_ends = 0
+            num_ends += 1
             if self._state is EngineState.LOADING:
+                self._phase = f"it ended {num_ends} times, at last: {how}" if num_ends > 1 else f"it ended: {how}"
                 await self._relaunch(delays)
         logger.error("the engine stays down")
         self._set_state(EngineState.STOPPED)
@@ -221,6 +220,7 @@ class EngineProcess:
                 return
             except ModelLoadError as error:
                 logger.error("the engine did not come back: %s", error)
+                self._phase = f"it did not come back: {error}"
             else:
                 return
 
@@ -254,7 +254,7 @@ class EngineProcess:
 
     async def stats(self) -> Stats:
         """The engine's counters between two steps. Raises EngineUnavailableError."""
-        if self._state not in (EngineState.READY, EngineState.DRAINING) or self._child is None:
+        if self._state not in (EngineState.READY, EngineState.STALLED, EngineState.DRAINING) or self._child is None:
             raise EngineUnavailableError(f"the engine is {self._state.value}", _RETRY_AFTER_S)
         answer: asyncio.Future[Stats] = asyncio.get_running_loop().create_future()
         self._stats.append(answer)
@@ -283,7 +283,10 @@ class EngineProcess:
     def _on_event(self, event: Event) -> None:
         match event:
             case StepOutputs():
+                self._watch.hear()
                 self._on_outputs(event)
+            case Beat(stalled_s=stalled_s):
+                self._watch.hear(stalled_s)
             case Stats():
                 answer = self._stats.popleft()
                 if not answer.done():
@@ -314,16 +317,25 @@ class EngineProcess:
             stream = streams.get(failure.request)
             if stream is not None:
                 self._forget(failure.request)
-                stream.fail(_error_of(failure))
+                stream.fail(error_of(failure))
 
     def _on_close(self) -> None:
         """The process is dead or dying: end what waits for it, at once."""
-        if self._state is EngineState.READY:
+        self._watch.stop()
+        if self._state in (EngineState.READY, EngineState.STALLED):
             self._set_state(EngineState.LOADING)
         self._phase = "restarting" if self._info is not None else self._phase
         if self._ready is not None and not self._ready.done():
             self._ready.set_exception(ConnectionError("closed"))
         self._fail_all(EngineUnavailableError("the engine process ended", _RETRY_AFTER_S))
+
+    def _on_hang(self, hangs: bool) -> None:
+        if hangs:
+            logger.error("the engine makes no progress", extra={"fields": {"seconds": round(self._watch.stalled_s, 1)}})
+        else:
+            logger.info("the engine makes progress again")
+        if self._state is (EngineState.READY if hangs else EngineState.STALLED):
+            self._set_state(EngineState.STALLED if hangs else EngineState.READY)
 
     def _fail_all(self, error: EngineUnavailableError) -> None:
         self._fail_streams(error)
@@ -351,24 +363,3 @@ class EngineProcess:
                 callback(state)
             except Exception:
                 logger.exception("a callback on the engine's state failed")
-
-
-_NOTHING_ALLOWED = "no token is allowed"
-"""How the extension's error begins where processors removed every token (rust/core's ``RowError``)."""
-
-
-def _error_of(failure: Failure) -> RequestError:
-    match failure.kind:
-        case "row" if failure.message.startswith(_NOTHING_ALLOWED):
-            # A model gives no row of -infinity: settings that change with the answer came to forbid every token.
-            rule = "must leave a token to generate at every step"
-            return InvalidRequestError([Violation("generation_config", rule, failure.message)])
-        case "row":
-            return RowFailedError(failure.message)
-        case "step":
-            return StepFailedError(failure.message)
-        case "capacity":
-            return InvalidRequestError([Violation("prompt", "must fit the engine with its answer", failure.message)])
-        case "invalid":
-            rule = "must be settings that the sampler takes"
-            return InvalidRequestError([Violation("generation_config", rule, failure.message)])

@@ -226,4 +226,11 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     resident_bytes: int
 
 
-Event = Loading | Ready | LoadFailed | StepOutputs | Stats
+class Beat(msgspec.Struct, frozen=True, tag="beat"):
+    """Sent every half second once the model is served, whatever the loop does meanwhile."""
+
+    stalled_s: float
+    """Seconds since the loop last got on: began a step, or came to the next layer of the model. 0 where it waits."""
+
+
+Event = Loading | Ready | LoadFailed | StepOutputs | Stats | Beat

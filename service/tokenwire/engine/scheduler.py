@@ -5,6 +5,8 @@ the token budget, first come first served. When the KV cache is full the younges
 computed again later (preemption by recompute); it waits before all that came after it. A beam search is never
 preempted: it got all blocks that it can need when it was admitted (see `beams.py`).
 
+When a pass runs out of memory (``shrink``), passes get smaller, and grow again after a while without that.
+
 ``running`` and ``waiting`` are both in order of arrival, and everything running arrived before everything waiting,
 but for beam searches that an older row had to make room for. A chunk is cut short only where the budget ends, or ends
 the budget where it is cut for its own sake, so at most one row is partly prefilled: the last one running.
@@ -17,6 +19,9 @@ from typing import Generic, NamedTuple
 
 from tokenwire.engine.block_manager import BlockManager
 from tokenwire.engine.row import GenerationT, Row
+
+_CALM_PASSES = 256
+"""Passes after which those that were made smaller for want of memory get twice as large again."""
 
 
 class Schedule(NamedTuple, Generic[GenerationT]):
@@ -55,6 +60,10 @@ class Scheduler(Generic[GenerationT]):
         self.max_running = min(max_running, max_step_tokens)
         """Most rows of one pass."""
         self._max_step_tokens = max_step_tokens
+        self._step_tokens = max_step_tokens
+        """Most tokens of a pass now: less than ``max_step_tokens`` for a while after ``shrink``."""
+        self._num_calm = 0
+        """Passes since it was last changed, where it is less."""
         self._chunked = supports_chunked_prefill
         self._shares_blocks = shares_blocks
         self.running: list[Row[GenerationT]] = []
@@ -69,6 +78,11 @@ class Scheduler(Generic[GenerationT]):
         self.copies: dict[int, int] = {}
         """Blocks to fill with the content of others before the next pass, all at once: source by target. Whoever
         tells the runner clears it."""
+
+    @property
+    def _row_limit(self) -> int:
+        """Rows that may run now."""
+        return min(self.max_running, self._step_tokens)
 
     def can_ever_fit(self, row: Row[GenerationT]) -> bool:
         """Whether the row, with its mates, could run to its last token if it had the engine for itself.
@@ -100,6 +114,8 @@ class Scheduler(Generic[GenerationT]):
         """Choose the rows of the next forward pass and allocate the blocks that they need."""
         preempted_before = self.num_preemptions
         self._num_scored = 0
+        if self._step_tokens < self._max_step_tokens:
+            self._recover()
         self._grow()
         running = self.running
         rows = running.copy()
@@ -109,7 +125,8 @@ class Scheduler(Generic[GenerationT]):
         if not is_plain:
             rows = _with_mates(rows)
         num_decode = len(rows)
-        budget = self._max_step_tokens - num_decode
+        # At least a token of each row that prefills already: beams, which are never preempted, may leave less.
+        budget = max(self._step_tokens - num_decode, sum(1 + len(row.mates) for row in prefill))
         for row in prefill:
             budget -= self._take_chunk(row, budget)
         # Rows preempted just now would take back the blocks that they gave.
@@ -127,6 +144,41 @@ class Scheduler(Generic[GenerationT]):
         last = [member for member in (prefill[-1], *prefill[-1].mates) if member.step_tokens] if prefill else []
         return Schedule(rows, num_decode, len(rows) - len(last) * _is_cut(prefill), False)
 
+    def shrink(self, schedule: Schedule[GenerationT]) -> list[Row[GenerationT]]:
+        """Make passes smaller, because that of ``schedule`` ran out of memory before any of its tokens was committed.
+
+        From now on they have half its tokens; of its rows the youngest are preempted until the others fit. Returns the
+        rows that cannot be computed again, whose requests have to fail: those of a pass that cannot be made smaller,
+        and beam searches of a runner that keeps state by sequence.
+        """
+        rows = schedule.rows
+        if len({row.request for row in rows}) == 1 and not (self._chunked and self._is_cuttable(rows)):
+            return rows
+        self._step_tokens = max(1, sum(len(row.step_tokens) for row in rows) // 2)
+        self._num_calm = 0
+        if not self._shares_blocks:
+            # What the runner keeps by sequence may have been changed half way.
+            while self._preempt_youngest():
+                pass
+            return [row for row in rows if row.beams is not None]
+        # One at most may be partly prefilled when the next pass is scheduled.
+        for row in reversed([row for row in self.running if row.is_prefilling][1:]):
+            self._preempt(row)
+        while len(self.running) > 1 and self._num_rows > self._step_tokens and self._preempt_youngest():
+            pass
+        return []
+
+    @staticmethod
+    def _is_cuttable(rows: list[Row[GenerationT]]) -> bool:
+        """Whether the only request of a pass prefills more tokens than rows."""
+        return rows[0].is_prefilling and sum(len(row.step_tokens) for row in rows) > len(rows)
+
+    def _recover(self) -> None:
+        self._num_calm += 1
+        if self._num_calm >= _CALM_PASSES:
+            self._num_calm = 0
+            self._step_tokens = min(2 * self._step_tokens, self._max_step_tokens)
+
     def fork(self, row: Row[GenerationT]) -> list[Row[GenerationT]]:
         """Let the forks of ``row`` start from its prompt, before any of them takes its first token.
 
@@ -140,7 +192,7 @@ class Scheduler(Generic[GenerationT]):
         place = self.running.index(row) + 1
         started: list[Row[GenerationT]] = []
         for fork in forks:
-            if self._num_rows + width > self.max_running or not self._can_start_from(row):
+            if self._num_rows + width > self._row_limit or not self._can_start_from(row):
                 break
             for source, target in zip((row, *row.mates), (fork, *fork.mates), strict=True):
                 self._start_from(source, target)
@@ -185,7 +237,8 @@ class Scheduler(Generic[GenerationT]):
 
     def _can_admit(self, row: Row[GenerationT], budget: int, prefill: list[Row[GenerationT]]) -> bool:
         members = (row, *row.mates)
-        if self._num_rows + row.width > self.max_running:
+        # A request that is wider than the limit for now still runs alone.
+        if self.running and self._num_rows + row.width > self._row_limit:
             return False
         if row.prompt_logprobs is not None and self._num_scored:
             # The memory that one prompt's logits may take is that of a pass: others wait for the next.
@@ -268,8 +321,15 @@ class Scheduler(Generic[GenerationT]):
             self._num_scored += taken
         return taken if is_whole else budget
 
-    def _preempt_youngest(self) -> None:
-        row = next(row for row in reversed(self.running) if row.beams is None)
+    def _preempt_youngest(self) -> bool:
+        """Preempt the youngest row that can be; False where none can."""
+        row = next((row for row in reversed(self.running) if row.beams is None), None)
+        if row is None:
+            return False
+        self._preempt(row)
+        return True
+
+    def _preempt(self, row: Row[GenerationT]) -> None:
         self.running.remove(row)
         self._release(row)
         for member in (row, *row.mates):
