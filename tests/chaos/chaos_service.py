@@ -133,6 +133,12 @@ class Chaos(Calls):
             pass
         return call
 
+    async def until_steps(self, count: int) -> None:
+        """Wait until the engine has made so many passes."""
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.engine.stats()).steps < count:  # noqa: ASYNC110  (it is in another process)
+                await asyncio.sleep(0.02)
+
     async def until_nothing_is_held(self, timeout_s: float = PATIENCE_S) -> Stats:
         """Wait until nothing runs or waits and every block is free."""
         async with asyncio.timeout(timeout_s):

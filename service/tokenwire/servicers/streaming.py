@@ -3,7 +3,9 @@
 import asyncio
 from typing import Any, Self
 
-from tokenwire.errors import SlowReaderError
+import grpc.aio
+
+from tokenwire.errors import RequestAbortedError, SlowReaderError
 
 
 class SlowReaderGuard:
@@ -19,9 +21,13 @@ class SlowReaderGuard:
         self._cut_off = False
 
     async def write(self, message: Any) -> None:
-        """Send one message; waits while the client's window is full."""
+        """Send one message; waits while the client's window is full. Raises RequestAbortedError once it is gone."""
         self._write_began = self._loop.time()
-        await self._context.write(message)
+        try:
+            await self._context.write(message)
+        except grpc.aio.BaseError:
+            # A write that waits when its call is cancelled fails before the call's task is cancelled.
+            raise RequestAbortedError("the client is gone") from None
         self._write_began = None
 
     def __enter__(self) -> Self:
