@@ -36,7 +36,7 @@ async def test_a_forward_that_hangs_turns_health_not_serving_within_10_s_and_bac
         assert await service.tokens("new") == answer_to("new")
 
 
-@pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seconds", [4.0, pytest.param(60.0, marks=pytest.mark.chaos)])
 async def test_a_prefill_of_60_s_keeps_health_serving_in_chunks_and_in_one_pass(tmp_path: Path, seconds: float) -> None:
     """In ``make test`` a shorter one, with a shorter patience; both are several times longer than the patience."""
     timeout = 2.0 if seconds < 60 else 8.0

@@ -1,0 +1,61 @@
+"""Isolation: abuse of HTTP/2 by one peer, and an honest client beside it."""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+
+import grpc
+import grpc.aio
+import pytest
+from chaos_service import HERE, Calls, Front, answer_to, outcome, request
+from raw_http2 import connect, continuations, empty_data, rapid_resets, send_all
+
+PATH = "/tokenwire.v1.GenerationService/GenerateStream"
+HONEST_P99_S = 1.0
+
+ABUSES: dict[str, tuple[Callable[[str, int], Iterator[bytes]], int]] = {
+    "10,000 resets": (rapid_resets, 10_000),
+    "1,000 CONTINUATION": (continuations, 1_000),
+    "100,000 empty DATA": (empty_data, 100_000),
+}
+
+
+async def honest_p99_s(address: str, count: int, abuse: "asyncio.Future[None]") -> float:
+    """The 99th percentile of health checks of another process, which go on until the abuse has ended."""
+    seconds: list[float] = []
+    while not seconds or not abuse.done():
+        prober = await asyncio.create_subprocess_exec(
+            sys.executable, str(HERE / "health_prober.py"), address, str(count), stdout=asyncio.subprocess.PIPE
+        )
+        printed, _ = await prober.communicate()
+        assert prober.returncode == 0
+        seconds += json.loads(printed)
+    return sorted(seconds)[int(0.99 * len(seconds))]
+
+
+@pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.chaos)])
+async def test_http2_abuse_leaves_an_honest_client_below_1_s(front: Callable[..., Front], share: float) -> None:
+    """``make test`` sends a tenth of it."""
+    started = front()
+    await asyncio.to_thread(started.until_logged, "ready")
+    address = started.address()
+    for name, (frames, count) in ABUSES.items():
+        abuse = asyncio.ensure_future(asyncio.to_thread(send_all, address, frames(PATH, int(share * count))))
+        p99_s = await honest_p99_s(address, 100, abuse)
+        ended = "was let through" if await abuse else "was cut off"
+        print(f"{name}: p99 {p99_s * 1000:.1f} ms, {ended}")  # noqa: T201
+        assert p99_s < HONEST_P99_S
+    with contextlib.ExitStack() as stack:
+        for _ in range(int(share * 1000)):
+            stack.enter_context(connect(address))
+        idle = asyncio.get_running_loop().create_future()
+        idle.set_result(None)
+        p99_s = await honest_p99_s(address, 100, idle)
+        print(f"1,000 idle connections: p99 {p99_s * 1000:.1f} ms")  # noqa: T201
+        assert p99_s < HONEST_P99_S
+    async with grpc.aio.insecure_channel(address) as channel:
+        ended_call = await outcome(Calls(channel).generation.Generate(request("after")))
+        assert list(ended_call.tokens) == answer_to("after")
+    assert not [entry for entry in started.log() if entry["level"] == "error"]
