@@ -122,8 +122,8 @@ class Chaos(Calls):
             while await self.health_status() != status:  # noqa: ASYNC110  (it is in another process)
                 await asyncio.sleep(0.02)
 
-    async def tokens(self, text: str, max_new_tokens: int = 8, **settings: Any) -> list[int]:
-        answer = await self.generation.Generate(request(text, max_new_tokens, **settings), timeout=PATIENCE_S)
+    async def tokens(self, text: str, max_new_tokens: int = 8, *, patience_s: float = PATIENCE_S) -> list[int]:
+        answer = await self.generation.Generate(request(text, max_new_tokens), timeout=patience_s)
         return list(answer.sequences[0].token_ids)
 
     async def begin(self, text: str, max_new_tokens: int, **settings: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 import pytest
-from chaos_service import NOT_SERVING, SERVING, Chaos, answer_to, outcome, request, serving
+from chaos_service import NOT_SERVING, PATIENCE_S, SERVING, Chaos, answer_to, outcome, request, serving
 from grpc_health.v1 import health_pb2
 
 NOTICED_WITHIN_S = 10.0
@@ -40,12 +40,13 @@ async def test_a_forward_that_hangs_turns_health_not_serving_within_10_s_and_bac
 async def test_a_prefill_of_60_s_keeps_health_serving_in_chunks_and_in_one_pass(tmp_path: Path, seconds: float) -> None:
     """In ``make test`` a shorter one, with a shorter patience; both are several times longer than the patience."""
     timeout = 2.0 if seconds < 60 else 8.0
+    patience_s = PATIENCE_S + 2 * seconds
     options = {"slow_s": seconds}
     async with serving(tmp_path, options, hang_timeout=timeout) as service:
         watch = service.health.Watch(health_pb2.HealthCheckRequest())
         assert await watched(watch) == SERVING
         changed = asyncio.ensure_future(watched(watch))
-        assert await service.tokens("Layer after layer") == answer_to("Layer after layer")
+        assert await service.tokens("Layer after layer", patience_s=patience_s) == answer_to("Layer after layer")
         assert not changed.done()
         changed.cancel()
     (tmp_path / "release").unlink()
@@ -56,7 +57,7 @@ async def test_a_prefill_of_60_s_keeps_health_serving_in_chunks_and_in_one_pass(
         changed = asyncio.ensure_future(watched(watch))
         prompt = "Slow" * int(16 * seconds / (timeout / 4))
         began = time.monotonic()
-        assert await service.tokens(prompt) == answer_to(prompt)
+        assert await service.tokens(prompt, patience_s=patience_s) == answer_to(prompt)
         assert time.monotonic() - began >= seconds
         assert not changed.done()
         changed.cancel()
