@@ -37,7 +37,7 @@ logger = logging.getLogger("tokenwire.engine")
 # -P: a file in the folder where the operator stands must not replace a module of the engine.
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "tokenwire.engine")
 
-STOP_TIMEOUT_S = 0.7
+STOP_TIMEOUT_S = 0.4
 """What a running step gets to end before the process is killed, so that a second SIGTERM ends all within 1 s."""
 
 _RETRY_AFTER_S = 1.0
