@@ -117,6 +117,11 @@ class Chaos(Calls):
     async def health_status(self) -> int:
         return int((await self.health.Check(health_pb2.HealthCheckRequest())).status)
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait in front of the engine."""
+        return self.server.backend.admission.num_waiting
+
     async def until_health(self, status: int) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while await self.health_status() != status:  # noqa: ASYNC110  (it is in another process)
