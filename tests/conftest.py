@@ -1,14 +1,28 @@
-"""What every test folder shares."""
+"""What every test folder shares: how hypothesis draws, and what the numbers were computed with.
+
+``HYPOTHESIS_PROFILE=deep`` draws many more examples, other ones each time.
+"""
+
+import os
+import sys
 
 import pytest
-import torch
+from hypothesis import HealthCheck, settings
 
 from tokenwire import _native
+
+# The same examples everywhere, and no time limit for one: a test that passes here passes there.
+settings.register_profile(
+    "quick", max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("deep", parent=settings.get_profile("quick"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Says what the numbers were computed with, because the last bits of a float32 sum depend on it."""
-    terminalreporter.write_line(
-        f"vector instructions: torch {torch.backends.cpu.get_cpu_capability()}, "
-        f"kernels {_native.kernel_levels()[-1]}; {torch.get_num_threads()} torch threads"
-    )
+    line = f"vector instructions: kernels {_native.kernel_levels()[-1]}"
+    # Not for it alone: a test of the client needs no torch.
+    if (torch := sys.modules.get("torch")) is not None:
+        line += f", torch {torch.backends.cpu.get_cpu_capability()}; {torch.get_num_threads()} torch threads"
+    terminalreporter.write_line(line)

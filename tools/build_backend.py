@@ -44,11 +44,11 @@ def generate_stubs() -> None:
 def progress_shown() -> Iterator[None]:
     """Let cargo write where ``make`` writes: pip and uv keep a build's output to themselves until it fails.
 
-    TOKENWIRE_BUILD_OUTPUT is the number of an inherited file descriptor; unset or closed, nothing changes.
+    TOKENWIRE_BUILD_OUTPUT is the number of an inherited file descriptor; unset, no number or closed, nothing changes.
     """
     try:
         terminal = os.dup(int(os.environ["TOKENWIRE_BUILD_OUTPUT"]))
-    except (KeyError, OSError):
+    except (KeyError, ValueError, OSError):
         yield
         return
     stderr = os.dup(2)

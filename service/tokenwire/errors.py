@@ -43,7 +43,7 @@ class RequestError(TokenwireError):
 
 
 def spelled(value: object) -> str:
-    """A value as a refusal shows it: in the terms of protobuf's JSON, not of Python."""
+    """A value as a refusal shows it: unset, true, false and lists in protobuf's words, the rest as in Python."""
     if value is None:
         return "unset"
     if isinstance(value, bool):

@@ -1,18 +1,12 @@
-"""Tokenizers, trained once per run, and how many examples hypothesis draws (HYPOTHESIS_PROFILE=deep for more)."""
+"""Tokenizers, trained once per run."""
 
-import os
 from collections.abc import Callable
 
 import pytest
 from chat_cases import SPECIAL_TOKENS
-from hypothesis import HealthCheck, settings
 from tokenizer_kinds import KINDS, Pair, make_pair
 
 from tokenwire import _native
-
-settings.register_profile("quick", max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("deep", parent=settings.get_profile("quick"), max_examples=2000)
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
 @pytest.fixture(scope="session", params=list(KINDS))

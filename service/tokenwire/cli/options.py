@@ -220,7 +220,7 @@ class GenerationFlags:
     num_assistant_tokens: Annotated[int | None, _flag()] = None
     """Tokens per step that the server's draft model proposes; only faster."""
     token_healing: Annotated[bool | None, _flag()] = None
-    """Let the answer begin with the end of the prompt's last token."""
+    """Put the most likely token that begins with the prompt's last one in its place."""
 
     def options(self) -> GenerationOptions:
         """The flags that were given, as options of the client."""

@@ -40,7 +40,7 @@ class Usage:
 
     prompt_token_count: int
     completion_token_count: int
-    """Tokens generated, the ending one included."""
+    """Tokens generated, the ending one included, a healed one not."""
     cached_token_count: int = 0
     """Tokens of the prompt whose computation was shared with another sequence."""
     draft_token_count: int = 0
@@ -163,7 +163,7 @@ class Delta:
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, when asked for; only in the first delta of sequence 0."""
     explanations: tuple[TokenExplanation, ...] = ()
-    """One per token that is among the first 256 of its sequence, when explain was asked for."""
+    """One per token that is among the first 256 of its sequence, or healed, when explain was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +187,14 @@ class GeneratedSequence:
 
     text: str
     token_ids: tuple[int, ...]
-    """Tokens generated, the ending one included."""
+    """Tokens generated, the ending one included; with token_healing the healed one is the first."""
     logprobs: tuple[PositionLogprobs, ...]
     """One per token when asked for, else empty."""
     finish: Finish
     tokens: tuple[TokenDetail, ...] = ()
     """One per token when token_details was asked for, else empty."""
     explanations: tuple[TokenExplanation, ...] = ()
-    """One for each of the first 256 tokens when explain was asked for, else empty."""
+    """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +219,7 @@ class Generation:
 
     @property
     def token_ids(self) -> tuple[int, ...]:
-        """Tokens generated, the ending one included."""
+        """Tokens generated, the ending one included; with token_healing the healed one is the first."""
         return self.sequences[0].token_ids
 
     @property
@@ -234,7 +234,7 @@ class Generation:
 
     @property
     def explanations(self) -> tuple[TokenExplanation, ...]:
-        """One for each of the first 256 tokens when explain was asked for, else empty."""
+        """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
         return self.sequences[0].explanations
 
     @property

@@ -134,7 +134,7 @@ class GenerationOptions(TypedDict, total=False):
     num_assistant_tokens: int | None
     """Tokens per step that the server's draft model proposes; only faster. Default: the server's."""
     token_healing: bool | None
-    """Let the answer begin with the end of the prompt's last token. Default: false."""
+    """Put the most likely token that begins with the prompt's last one in its place. Default: false."""
 
 
 class OutputOptions(TypedDict, total=False):

@@ -95,6 +95,7 @@ class Batch:
             validation.check_prompt(negative, self._served.bounds, violations, negative_path)
         violations.check()
         encoded = await encode(self._served, prompt, path)
+        negative_ids = None if negative is None else (await encode(self._served, negative, negative_path)).token_ids
         shape = self._shape._replace(has_text_prompt=encoded.text is not None)
         return await prepared_prompt_of(
             self._served,
@@ -102,9 +103,7 @@ class Batch:
             overrides,
             self._output,
             shape,
-            negative_prompt_ids=None
-            if negative is None
-            else (await encode(self._served, negative, negative_path)).token_ids,
+            negative_prompt_ids=negative_ids,
             negative_path=negative_path,
         )
 
