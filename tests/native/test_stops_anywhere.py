@@ -60,11 +60,46 @@ def cut_texts(draw: st.DrawFn) -> tuple[str, list[bytes], list[str]]:
     return text, [data[start:end] for start, end in pairwise(cuts)], stops
 
 
+def fallback_tokenizer_of(pieces: list[bytes]) -> tuple[_native.Tokenizer, list[int]]:
+    """The same, where a piece of one byte is a byte-fallback token: a run of those is text once it is over."""
+    entries = [f"<0x{piece[0]:02X}>" if len(piece) == 1 else piece.decode() for piece in pieces]
+    vocab = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
+    model = {"type": "WordLevel", "vocab": vocab, "unk_token": entries[0]}
+    decoder = {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]}
+    source = {"version": "1.0", "added_tokens": [], "decoder": decoder, "model": model}
+    return _native.Tokenizer.from_json(json.dumps(source)), [vocab[entry] for entry in entries]
+
+
+@st.composite
+def fallback_texts(draw: st.DrawFn) -> tuple[str, list[bytes], list[str]]:
+    """A text of tokens that are characters, and of characters that are cut into bytes."""
+    text, _, stops = draw(cut_texts())
+    pieces = []
+    for character in text:
+        data = character.encode()
+        pieces += [data[at : at + 1] for at in range(len(data))] if draw(st.booleans()) else [data]
+    return text, pieces, stops
+
+
 @settings(max_examples=1000, deadline=None, derandomize=True)
 @given(case=cut_texts(), include=st.booleans())
 def test_a_stop_string_is_found_wherever_tokens_cut_it(case: tuple[str, list[bytes], list[str]], include: bool) -> None:
+    assert_found(case, tokenizer_of(case[1]), include)
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(case=fallback_texts(), include=st.booleans())
+def test_a_stop_string_is_found_in_a_run_of_byte_tokens(
+    case: tuple[str, list[bytes], list[str]], include: bool
+) -> None:
+    assert_found(case, fallback_tokenizer_of(case[1]), include)
+
+
+def assert_found(
+    case: tuple[str, list[bytes], list[str]], made: tuple[_native.Tokenizer, list[int]], include: bool
+) -> None:
     text, pieces, stops = case
-    tokenizer, ids = tokenizer_of(pieces)
+    tokenizer, ids = made
     assert tokenizer.decode(ids) == text
     generation = _native.Generation(
         tokenizer,

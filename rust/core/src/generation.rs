@@ -256,7 +256,8 @@ impl Generation {
         let mut matched = self.matcher.push(&self.piece, &mut text);
         let by_token = if is_healed { None } else { FinishReason::by_token(&self.stopping, token) };
         let is_full = self.history.generated().len() >= self.stopping.max_new_tokens;
-        if matched.is_some() || by_token.is_some() || is_full {
+        let is_over = matched.is_some() || by_token.is_some() || is_full;
+        if is_over || self.matcher.would_match(|| self.held_text()) {
             matched = matched.or(self.flush(&mut text));
         }
         let by_string = matched.and_then(|index| self.stopping.stop_strings.get(index).cloned());
@@ -287,6 +288,16 @@ impl Generation {
     pub fn abandon(&mut self) -> Emission {
         self.is_finished = true;
         Emission::without(StepError::Internal, String::new(), None)
+    }
+
+    /// What is held back of the answer, as it reads if it ends here.
+    fn held_text(&self) -> String {
+        let held = self.detokenizer.held();
+        let common = self.given_text.len().min(held.len());
+        match held.get(common..) {
+            Some(rest) if held.get(..common) == self.given_text.get(..common) => rest.to_owned(),
+            _ => held,
+        }
     }
 
     /// Takes what the prompt ends with off the front of the answer.

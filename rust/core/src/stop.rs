@@ -148,6 +148,26 @@ impl StopMatcher {
         None
     }
 
+    /// Whether a stop string would match if `text`, which `get` makes, came next and were the end. Asks `get` only where
+    /// there are stop strings.
+    ///
+    /// For text that a decoder holds back because a later token can still change it: a run of byte-fallback tokens could
+    /// go on for ever, and transformers stops at the token that completes the string. An unfinished character reads as
+    /// U+FFFD, which is no text yet.
+    #[must_use]
+    pub fn would_match(&self, get: impl FnOnce() -> String) -> bool {
+        if self.is_done || self.strings.is_empty() {
+            return false;
+        }
+        let text = get();
+        let mut state = self.state;
+        !text.contains(char::REPLACEMENT_CHARACTER)
+            && text.bytes().any(|byte| {
+                state = self.strings.step(state, byte);
+                self.strings.nodes[state as usize].matched.is_some()
+            })
+    }
+
     /// Appends what is held back to `out`: the text is over and nothing matched.
     pub fn finish(&mut self, out: &mut String) {
         out.push_str(&self.held);

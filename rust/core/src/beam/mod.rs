@@ -83,7 +83,7 @@ impl Watch {
     fn push(&mut self, token: u32) -> bool {
         let (mut piece, mut text) = (String::new(), String::new());
         self.detokenizer.push(token, &mut piece);
-        self.matcher.push(&piece, &mut text).is_some()
+        self.matcher.push(&piece, &mut text).is_some() || self.matcher.would_match(|| self.detokenizer.held())
     }
 }
 

@@ -50,6 +50,14 @@ impl Detokenizer {
         }
     }
 
+    /// What is held back, as it reads if the text ends here.
+    #[must_use]
+    pub fn held(&self) -> String {
+        let mut text = String::new();
+        self.stream.clone().finish(&mut text);
+        text
+    }
+
     /// Appends what is held back to `out`. Nothing may be pushed afterwards.
     pub fn finish(&mut self, out: &mut String) {
         self.stream.finish(out);
