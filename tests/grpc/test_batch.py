@@ -115,20 +115,21 @@ async def test_leaves_room_for_others(start: Any) -> None:
     assert service.engine.most_open == max(waiting) == 2
 
 
-async def test_a_seed_is_combined_with_the_index(service: Service, engine: FakeEngine) -> None:
+@pytest.mark.parametrize("seed", [5, -1, 2**63 - 2])
+async def test_each_item_says_the_seed_that_it_draws_with(service: Service, engine: FakeEngine, seed: int) -> None:
     engine.script = say("x")
-    await service.generation.GenerateBatch(batch("a", "b", "c", do_sample=True, seed=5))
+    answer = await service.generation.GenerateBatch(batch("a", "b", "c", do_sample=True, seed=seed))
+    said = [item.response.start.generation_config.seed for item in answer.items]
+    assert said == [seed, seed + 1, seed + 2 if seed < 2**62 else -(2**63)]
     assert sorted((stream.sequence_index, stream.settings.seed) for stream in engine.streams) == [
-        (0, 5),
-        (1, 5),
-        (2, 5),
+        (0, each) for each in sorted(said)
     ]
 
 
 async def test_sequences_of_an_item_draw_apart_from_those_of_the_others(service: Service, engine: FakeEngine) -> None:
     engine.script = echo
     answer = await service.generation.GenerateBatch(batch("a", "b", do_sample=True, num_return_sequences=3))
-    assert sorted(stream.sequence_index for stream in engine.streams) == [0, 3]
+    assert len({stream.settings.seed for stream in engine.streams}) == 2
     for item, text in zip(answer.items, "ab", strict=True):
         assert [sequence.text for sequence in item.response.sequences] == [text] * 3
         assert [sequence.finish.sequence_index for sequence in item.response.sequences] == [0, 1, 2]

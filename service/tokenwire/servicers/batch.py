@@ -3,6 +3,8 @@
 import asyncio
 import logging
 
+import msgspec
+
 from tokenwire import validation
 from tokenwire.call import current_call, log
 from tokenwire.engine.handle import TokenStream
@@ -69,7 +71,7 @@ class Batch:
         async with window:
             try:
                 prepared = await self._prepare(index, overrides)
-                stream = await self._submit(prepared, index)
+                stream = await self._submit(prepared)
                 response = (await collect(prepared, stream)).response
             except _NothingAcceptedError as error:
                 raise error.cause from None
@@ -86,6 +88,8 @@ class Batch:
             return pb.GenerateBatchItem(response=response)
 
     async def _prepare(self, index: int, overrides: GenerationOverrides) -> Prepared:
+        if overrides.seed is not None:
+            overrides = msgspec.structs.replace(overrides, seed=seed_of_item(overrides.seed, index))
         prompt, path = self._request.prompts[index], f"prompts[{index}]"
         negative_path = f"negative_prompts[{index}]"
         negative = self._request.negative_prompts[index] if self._request.negative_prompts else None
@@ -107,11 +111,11 @@ class Batch:
             negative_path=negative_path,
         )
 
-    async def _submit(self, prepared: Prepared, index: int) -> TokenStream:
+    async def _submit(self, prepared: Prepared) -> TokenStream:
         while True:
             self._freed.clear()
             try:
-                stream = prepared.submit(self._admission, batch_index=index)
+                stream = prepared.submit(self._admission)
             except (QueueFullError, CallerLimitError) as error:
                 if self._accepted_count == 0:
                     raise _NothingAcceptedError(error) from None
@@ -123,6 +127,11 @@ class Batch:
             else:
                 self._accepted_count += 1
                 return stream
+
+
+def seed_of_item(seed: int, index: int) -> int:
+    """The seed with which a call for this item alone gives its answer: ``seed + index`` in 64 bits, signed."""
+    return (seed + index + 2**63) % 2**64 - 2**63
 
 
 class _NothingAcceptedError(Exception):

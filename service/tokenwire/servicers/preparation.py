@@ -56,18 +56,14 @@ class Prepared(NamedTuple):
     healed_text: str
     """Text of the token that healing took off the prompt, with which the generated tokens begin; not in the answer."""
 
-    def submit(self, admission: Admission, *, batch_index: int = 0) -> TokenStream:
-        """Queue it. Raises QueueFullError, CallerLimitError or EngineUnavailableError.
-
-        ``batch_index``: the request's place in a batch, so that its draws differ from those of the others.
-        """
+    def submit(self, admission: Admission) -> TokenStream:
+        """Queue it. Raises QueueFullError, CallerLimitError or EngineUnavailableError."""
         call, settings = current_call(), self.resolved.settings
         stream = admission.submit(
             call.caller,
             call.priority,
             self.computed_ids,
             settings,
-            sequence_index=batch_index * settings.num_return_sequences,
             negative_prompt_ids=self.negative_prompt_ids,
             deadline=call.deadline if settings.deadline_aware else None,
         )
