@@ -40,6 +40,14 @@ _PRIORITIES = {
 }
 
 
+_WHAT_IT_TAKES = {
+    "early_stopping": '(it takes False, True or "never")',
+    "watermarking_config": "(it takes a GreenListWatermark or a SynthIdTextWatermark)",
+    "seed": "(it takes an integer from -2^63 to 2^63 - 1)",
+}
+"""For fields whose wrong values give errors that say nothing of them."""
+
+
 def _invalid(field: str, description: str) -> InvalidArgument:
     violation = FieldViolation(field, description)
     return InvalidArgument(str(violation), ErrorDetails(violations=(violation,)))
@@ -106,7 +114,8 @@ def _set(message: Any, name: str, value: Any, path: str) -> None:
             case _:
                 setattr(message, name, value)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise _invalid(f"{path}.{name}", f"cannot be {value!r:.60} ({error})") from None
+        what = _WHAT_IT_TAKES.get(name, f"({error})")
+        raise _invalid(f"{path}.{name}", f"cannot be {value!r:.60} {what}") from None
 
 
 def _watermarking_config(value: Watermark) -> generation_pb2.WatermarkingConfig:
