@@ -1,18 +1,21 @@
 """Several sequences of one request, and everything that an answer carries beside its text."""
 
+import asyncio
 import json
 import time
+from collections import Counter
 from typing import Any
 
 import grpc
 import pytest
 from fakes import IM_END, FakeEngine, FakeStream, model_info, say, tokenizer_json
-from harness import Service, service_config
+from harness import Service, running, service_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_calls import conversation, generate_request
 from test_statuses import failure
 
+from tokenwire import convert
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.v1 import generation_pb2, generation_service_pb2, model_service_pb2
@@ -261,6 +264,41 @@ async def test_an_answer_without_text_still_has_its_prompt_logprobs(service: Ser
     engine.script = lambda stream: stream.push("", [], "stop_string")
     _, deltas, _ = await streamed(service, request_of("abc", OutputOptions(prompt_logprobs=0)))
     assert len(deltas[0][0].prompt_logprobs) == 2
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+async def test_a_long_scored_prompt_leaves_turns_to_other_calls(
+    monkeypatch: pytest.MonkeyPatch, is_streaming: bool
+) -> None:
+    """Its log probabilities become messages over many turns of the event loop, none of which does much."""
+    length, turn = 8192, 0
+    done_in: Counter[int] = Counter()
+    original = convert.position_logprobs_of
+
+    def position_logprobs_of(token_ids: Any, logprobs: Any, text_of: Any) -> Any:
+        done_in[turn] += len(token_ids)
+        return original(token_ids, logprobs, text_of)
+
+    async def count_turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(convert, "position_logprobs_of", position_logprobs_of)
+    engine = FakeEngine(model_info(context_length=2 * length, kv_token_capacity=2 * length), script=say("x"))
+    request = request_of(output=OutputOptions(prompt_logprobs=0))
+    request.prompt.CopyFrom(generation_service_pb2.Prompt(token_ids=[97] * length))
+    async with running(engine) as served:
+        counting = asyncio.create_task(count_turns())
+        if is_streaming:
+            _, deltas, _ = await streamed(served, request)
+            scored = deltas[0][0].prompt_logprobs
+        else:
+            scored = (await served.generation.Generate(request)).sequences[0].prompt_logprobs
+        counting.cancel()
+    assert [position.chosen.rank for position in scored] == list(range(1, length))
+    assert max(done_in.values()) <= 1024
 
 
 @pytest.mark.parametrize("prompt", [{"text": "prömpt "}, {"token_ids": list("prömpt ".encode())}])

@@ -63,7 +63,10 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
             num_finished = 0
             async for delta in stream:
                 call.count(len(delta.token_ids))
-                event = writers[delta.sequence_index].push(delta)
+                writer = writers[delta.sequence_index]
+                if delta.prompt_logprobs:
+                    await writer.score_prompt(delta)
+                event = writer.push(delta)
                 if event is not None:
                     await out.write(event)
                 if delta.finish is not None:

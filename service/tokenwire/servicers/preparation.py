@@ -292,13 +292,17 @@ async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
     """The whole answer. Closes the stream, whatever happens."""
     call = current_call()
     writers = prepared.writers(generation_service_pb2.GenerateStreamResponse)
-    sequences = [generation_pb2.GeneratedSequence() for _ in writers]
+    response = generation_service_pb2.GenerateResponse(start=prepared.start)
+    # In their place from the start: what a prompt's log probabilities fill is not copied.
+    sequences = [response.sequences.add() for _ in writers]
     pieces: list[list[str]] = [[] for _ in writers]
     num_finished = 0
     with closing(stream):
         async for delta in stream:
             index = delta.sequence_index
             call.count(len(delta.token_ids))
+            if delta.prompt_logprobs:
+                await writers[index].score_prompt(delta, sequences[index].prompt_logprobs)
             event = writers[index].push(delta)
             if event is not None:
                 pieces[index].append(event.delta.text)
@@ -311,7 +315,6 @@ async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
     for writer, sequence, parts in zip(writers, sequences, pieces, strict=True):
         sequence.text = "".join(parts)
         texts.append(sequence.text[writer.echoed_characters :])
-    response = generation_service_pb2.GenerateResponse(start=prepared.start, sequences=sequences)
     return Collected(response, texts)
 
 
@@ -323,5 +326,3 @@ def _append(delta: generation_pb2.GenerationDelta, sequence: generation_pb2.Gene
         sequence.tokens.extend(delta.tokens)
     if delta.explanations:
         sequence.explanations.extend(delta.explanations)
-    if delta.prompt_logprobs:
-        sequence.prompt_logprobs.extend(delta.prompt_logprobs)
