@@ -52,6 +52,39 @@ def test_at_the_border(moshi: Any, context_length: int, expected: int) -> None:
     assert ("looks behind" in runner.forward_path_reason) == (context_length > WINDOW)
 
 
+def test_an_error_behind_the_window_bounds_the_context_and_is_told(moshi: Any) -> None:
+    def refuse(_module: Any, _arguments: Any, named: dict[str, Any]) -> None:
+        past = named.get("past_key_values")
+        if past is not None and past.get_seq_length() > WINDOW:
+            raise ValueError("a mask of 16 and keys of 17\nand pages more")
+
+    moshi.register_forward_pre_hook(refuse, with_kwargs=True)
+    runner, lines = runner_of(moshi)
+    assert runner.context_length == WINDOW
+    told = "its attention behind a window of 16 tokens raised ValueError: a mask of 16 and keys of 17"
+    assert runner.forward_path_reason.endswith(told)
+    assert f"context lowered from {tiny_architectures.CONTEXT_LENGTH} to {WINDOW} tokens: {told}" in lines
+    assert not any("looks behind" in line for line in lines)
+
+
+@pytest.mark.parametrize("check", ["_error", "_change_behind"])
+def test_want_of_memory_in_a_check_is_no_trait_of_the_model(
+    moshi: Any, monkeypatch: pytest.MonkeyPatch, check: str
+) -> None:
+    """torch's own words on the CPU, which come as a plain RuntimeError."""
+    import torch
+
+    from tokenwire.errors import ModelLoadError
+    from tokenwire.model import padded_check
+
+    def allocate(*_: object, **__: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr(padded_check, check, allocate)
+    with pytest.raises(ModelLoadError, match="out of memory while the KV cache was set up"):
+        runner_of(moshi)
+
+
 @pytest.mark.parametrize("model_type", ["doge", "llama4_text", "gemma3_text", "mistral"])
 def test_a_window_that_the_masks_know_bounds_nothing(model_type: str) -> None:
     runner, _ = runner_of(tiny_architectures.build(model_type))

@@ -16,6 +16,15 @@ def format_size(size: float) -> str:
     return f"{size / 1024**2:.0f} MiB" if size < 1024**3 else f"{size / 1024**3:.1f} GiB"
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed for want of memory. On the CPU torch says so by a plain RuntimeError."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
 def free_memory(device: "torch.device") -> int:
     """Bytes that can still be allocated on ``device``; on the CPU within the limits of the control group."""
     if device.type == "cuda":

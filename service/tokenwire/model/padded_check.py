@@ -10,6 +10,7 @@ cache happens to be, one way within the prompt and another way after it. There i
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,9 @@ from transformers import DynamicCache, PreTrainedModel
 
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.batch import ForwardBatch
+from tokenwire.model.checkpoint import first_line
 from tokenwire.model.kv_cache import LayerShape
+from tokenwire.model.memory import is_out_of_memory
 from tokenwire.model.padded import CacheProbe, PaddedRunner
 from tokenwire.model.self_test import tolerance
 
@@ -33,9 +36,9 @@ def decodes_in_batches(model: PreTrainedModel, vocab_size: int, *, quantization:
     """Whether two sequences of unequal length, prefilled in chunks and decoded together, get their own logits."""
     try:
         return _error(model, vocab_size, together=True) <= tolerance(model.dtype, quantization)  # NaN: no
-    except torch.OutOfMemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Whatever an architecture does with such a batch, the sequences can still run one at a time.
         return False
 
@@ -44,12 +47,13 @@ def check_alone(model: PreTrainedModel, vocab_size: int) -> None:
     """ModelLoadError where not even single sequences go on from the state that a pass leaves behind."""
     try:
         _error(model, vocab_size, together=False)
-    except (torch.OutOfMemoryError, ModelLoadError):
+    except ModelLoadError:
         raise
     except Exception as error:
-        first_line = str(error).partition("\n")[0]
+        if is_out_of_memory(error):
+            raise
         raise ModelLoadError(
-            f"{type(model).__name__} cannot continue a sequence: {type(error).__name__}: {first_line}"
+            f"{type(model).__name__} cannot continue a sequence: {type(error).__name__}: {first_line(error)}"
         ) from error
 
 
@@ -100,13 +104,23 @@ def _error(model: PreTrainedModel, vocab_size: int, *, together: bool) -> float:
     return worst
 
 
+class WindowBound(NamedTuple):
+    """A sliding window at which the context has to end."""
+
+    window: int
+    """Tokens."""
+    reason: str
+    """What is wrong behind it."""
+
+
 def overlooked_window(
     model: PreTrainedModel, probe: CacheProbe, vocab_size: int, context_length: int, *, quantization: str
-) -> int | None:
+) -> WindowBound | None:
     """The smallest sliding window below ``context_length`` behind which the attention of ``model`` still looks.
 
-    None where its masks end where its caches do. For models whose sequences decode in batches. A window of any size is
-    checked with one token behind random keys and values, so it costs the memory of a sequence of that length.
+    Or behind which it cannot be computed. None where its masks end where its caches do. For models whose sequences
+    decode in batches. A window of any size is checked with one token behind random keys and values, so it costs the
+    memory of a sequence of that length.
     """
     shapes, windows = probe.shapes, probe.windows
     limit = tolerance(model.dtype, quantization)
@@ -114,13 +128,15 @@ def overlooked_window(
         try:
             num_behind = min(_BEHIND, context_length - 1 - window)
             change = _change_behind(model, shapes, windows, vocab_size, window=window, num_behind=num_behind)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             # What cannot be computed there is no answer either.
-            return window
+            what = f"{type(error).__name__}: {first_line(error)}"
+            return WindowBound(window, f"its attention behind a window of {window} tokens raised {what}")
         if not change <= limit:  # NaN: it looked
-            return window
+            reason = f"its attention looks behind the {window} tokens that its cache keeps in transformers"
+            return WindowBound(window, reason)
     return None
 
 

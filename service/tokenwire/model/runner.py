@@ -11,7 +11,7 @@ from tokenwire.model.kernels import Kernels
 from tokenwire.model.kv_cache import KVCache, LayerShape, choose_num_blocks
 from tokenwire.model.layers import prepare_layers_inplace
 from tokenwire.model.loader import LoadedModel
-from tokenwire.model.memory import format_size, usable_cores
+from tokenwire.model.memory import format_size, is_out_of_memory, usable_cores
 from tokenwire.model.padded import PaddedRunner, probe_cache
 from tokenwire.model.padded_check import check_alone, decodes_in_batches, overlooked_window
 from tokenwire.model.paged import PagedRunner
@@ -38,7 +38,9 @@ def make_runner(
     torch.set_num_threads(engine.threads or usable_cores())
     try:
         return _make_runner(loaded, engine, progress, kernels, beside)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelLoadError(
             f"{loaded.path}: out of memory while the KV cache was set up; lower kv_cache_memory"
         ) from error
@@ -74,10 +76,10 @@ def _make_runner(
             reason += "; in a left-padded batch its logits are others, so sequences run one at a time"
         if not keeps_plain_cache:
             check_alone(model, vocab_size)
-        elif window := overlooked_window(model, probe, vocab_size, longest, quantization=loaded.quantization):
-            reason += f"; its attention looks behind the {window} tokens that its cache keeps in transformers"
-            progress(f"context lowered from {longest} to {window} tokens: behind them transformers has no one answer")
-            longest = window
+        elif bound := overlooked_window(model, probe, vocab_size, longest, quantization=loaded.quantization):
+            reason += f"; {bound.reason}"
+            progress(f"context lowered from {longest} to {bound.window} tokens: {bound.reason}")
+            longest = bound.window
     num_blocks = choose_num_blocks([*shapes, *beside], engine, longest)
     capacity = num_blocks * engine.block_size
     kv_bytes = capacity * sum(shape.bytes_per_token for shape in (*shapes, *beside))
