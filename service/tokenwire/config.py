@@ -29,6 +29,10 @@ MAX_DRAFT_TOKENS = 64
 """Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
 
 _POSITIVE = Number(gte=1, lte=2**31 - 1)
+MAX_LOGPROBS = 100
+"""Most likely tokens of one place, whatever an operator allows: those of a prompt of 128k tokens, of some 15 bytes
+each, still fit into one frame between the engine and the front."""
+
 _COUNT = Number(gte=0, lte=2**31 - 1)
 _FRACTION = Number(gt=0, lte=1)
 _SECONDS = Number(gte=0, lte=86_400)
@@ -203,7 +207,7 @@ class LimitsConfig:
     """Sequences in bad_words_ids or sequence_bias."""
     max_logit_bias: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Entries of logit_bias."""
-    max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 20
+    max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=Number(gte=0, lte=MAX_LOGPROBS))] = 20
     """Most likely tokens whose log probabilities may be asked for, of the answer or of the prompt."""
     max_return_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
     """Largest num_return_sequences."""

@@ -6,6 +6,7 @@
 - ``panic``: cannot be loaded, by an exception that is no Exception, while a thread keeps the interpreter alive.
 - ``die``: ends by itself while it loads.
 - ``hang``: never finishes loading.
+- ``narrow``: serves, over frames of at most 4,000 bytes.
 - ``once:PATH``: serves if PATH does not exist, and creates it; otherwise cannot be loaded.
 
 A prompt that begins with HANG_TOKEN computes forever, one with KILL_TOKEN kills the process in its first forward, and
@@ -23,6 +24,7 @@ from pathlib import Path
 
 from engine_fakes import VOCAB, FakeRunner, FakeSampler, make_generation
 
+from tokenwire.engine import channel
 from tokenwire.engine.main import Built, run
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.engine.settings import GenerationOverrides
@@ -94,6 +96,8 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         os._exit(3)
     if behaviour == "hang":
         hang()
+    if behaviour == "narrow":
+        channel.MAX_FRAME_BYTES = 4000
     if behaviour.startswith("once:"):
         marker = Path(behaviour.removeprefix("once:"))
         if marker.exists():

@@ -257,6 +257,7 @@ OUT_OF_RANGE = [
     *((name, "-1") for name in ("max-stop-strings", "max-stop-string-bytes", "max-token-ids", "max-logit-bias")),
     *((name, "-1") for name in ("max-logprobs", "max-tools")),
     ("max-running", "2147483648"),
+    ("max-logprobs", "101"),
     ("max-running", "many"),
 ]
 

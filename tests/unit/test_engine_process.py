@@ -237,6 +237,27 @@ def test_a_closed_socket_alone_ends_the_engine(what: str) -> None:
                 engine.kill()
 
 
+async def test_an_answer_that_fits_into_no_frame_fails_alone() -> None:
+    """And answers of one step that fit each, but not together, all arrive."""
+    async with running("narrow", max_step_tokens=4096) as engine:
+        pid = engine.pid
+        neighbour = engine.submit([1, 2, 3], ENDLESS)
+        await anext(neighbour)
+        scored = GenerationSettings(max_new_tokens=5, prompt_logprobs=0)
+        large = engine.submit([5] * 800, scored)
+        fitting = [engine.submit([number] * 150, scored) for number in range(6, 10)]
+        with pytest.raises(StepFailedError, match=r"a StepOutputs of \d+ bytes exceeds the 4000 of a frame"):
+            await read(large)
+        for number, stream in enumerate(fitting, start=6):
+            deltas = [delta async for delta in stream]
+            assert len(deltas[0].prompt_logprobs or []) == 149
+            assert [token for delta in deltas for token in delta.token_ids] == expected_answer([number] * 150, 5)
+        await anext(neighbour)
+        neighbour.close()
+        stats = await engine.stats()
+        assert (stats.running, stats.waiting, engine.pid) == (0, 0, pid)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 async def test_the_engine_leaves_signals_to_the_front(number: signal.Signals) -> None:
     async with running() as engine:

@@ -12,11 +12,12 @@ from typing import Generic, TypeVar, cast
 
 import msgspec
 
-from tokenwire.engine.protocol import Command, Event
+from tokenwire.engine.protocol import Command, Event, Failure, StepOutputs
 
 MAX_FRAME_BYTES = 256 * 1024 * 1024
-"""Largest frame. The largest real ones are Ready with a tokenizer.json of some 35 MB, and a Submit of about
-1.3 bytes per byte of ``max_message_bytes``."""
+"""Largest frame. The largest real ones are the log probabilities of a prompt, some 15 bytes for each likely token of
+each place, then Ready with a tokenizer.json of some 35 MB, and a Submit of about 1.3 bytes per byte of
+``max_message_bytes``."""
 
 _HEADER_BYTES = 4
 _RECEIVE_BYTES = 256 * 1024
@@ -25,7 +26,10 @@ MessageT = TypeVar("MessageT")
 
 
 class FrameError(ValueError):
-    """A frame is larger than MAX_FRAME_BYTES, or not a message of the protocol: the connection cannot go on."""
+    """A frame is larger than MAX_FRAME_BYTES, or not a message of the protocol.
+
+    Where it was received, the connection cannot go on; where it was to be sent, nothing of it was.
+    """
 
 
 class FrameWriter:
@@ -86,9 +90,32 @@ class BlockingChannel:
         self._sending = threading.Lock()
 
     def send(self, event: Event) -> None:
-        """Write one event. Raises BrokenPipeError or ConnectionResetError once the front is gone."""
+        """Write one event. Raises BrokenPipeError or ConnectionResetError once the front is gone.
+
+        Raises FrameError for an event that is too large, before any of it is written.
+        """
         with self._sending:
             self._socket.sendall(self._writer.frame(event))
+
+    def send_outputs(self, outputs: StepOutputs) -> list[int]:
+        """Write what a step gave, each request's own in a frame of its own where one does not hold all of it.
+
+        A request of which even one delta is too large gets a Failure instead: returns those, which are to be aborted.
+        """
+        try:
+            self.send(outputs)
+        except FrameError:
+            pass
+        else:
+            return []
+        failed: dict[int, str] = {}
+        for delta in outputs.deltas:
+            try:
+                self.send(StepOutputs([delta], []))
+            except FrameError as error:
+                failed[delta.request] = str(error)
+        self.send(StepOutputs([], outputs.failures + [Failure(request, "step", failed[request]) for request in failed]))
+        return list(failed)
 
     def receive(self) -> list[Command]:
         """Wait for commands; empty when the front is gone. Raises FrameError."""

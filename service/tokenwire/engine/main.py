@@ -19,7 +19,19 @@ from tokenwire.engine.beams import BeamSearchLike
 from tokenwire.engine.channel import BlockingChannel, FrameError
 from tokenwire.engine.drafts import DraftModelLike
 from tokenwire.engine.engine import Engine, Inbox
-from tokenwire.engine.protocol import Beat, LoadFailed, Loading, ModelInfo, Ready, Start, Stop, Submit
+from tokenwire.engine.protocol import (
+    Abort,
+    Beat,
+    Event,
+    LoadFailed,
+    Loading,
+    ModelInfo,
+    Ready,
+    Start,
+    StepOutputs,
+    Stop,
+    Submit,
+)
 from tokenwire.engine.pulse import BEAT_INTERVAL_S, Pulse
 from tokenwire.engine.sampler import SamplerLike
 from tokenwire.engine.settings import GenerationSettings
@@ -123,8 +135,16 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
     is_serving.set()
     channel.send(Ready(built.info))
     threading.Thread(target=_beat, args=(channel, built.pulse), name="heartbeat", daemon=True).start()
-    engine.serve(channel.send)
+    engine.serve(lambda event: _send(channel, inbox, event))
     return 0
+
+
+def _send(channel: BlockingChannel, inbox: Inbox, event: Event) -> None:
+    """Send an event of the loop; a request whose answer fits into no frame ends before the next step."""
+    if not isinstance(event, StepOutputs):
+        channel.send(event)
+    elif failed := channel.send_outputs(event):
+        inbox.put((time.monotonic(), Abort(failed)))
 
 
 def _warm_up(engine: Engine[Any], info: ModelInfo) -> None:
