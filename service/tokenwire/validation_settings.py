@@ -220,6 +220,10 @@ def resolve_settings(overrides: GenerationOverrides, output: Output, bounds: Bou
     resolution = _resolve(overrides, bounds, shape)
     if resolution.settings is None:
         raise InvalidRequestError(list(resolution.violations))
+    limit = bounds.info.max_scored_prompt_tokens
+    if output.prompt_logprobs is not None and limit is not None and shape.prompt_tokens > limit:
+        rule = f"must be unset for a prompt above {limit} tokens: this model computes a prompt in one pass"
+        raise InvalidRequestError([Violation("output.prompt_logprobs", rule, f"{shape.prompt_tokens} tokens")])
     settings = msgspec.structs.replace(
         resolution.settings,
         logprobs=output.logprobs,

@@ -260,6 +260,19 @@ async def test_prompt_logprobs_come_once(service: Service, engine: FakeEngine) -
     assert not any(delta.prompt_logprobs for own in (deltas[0][1:], deltas[1]) for delta in own)
 
 
+@pytest.mark.parametrize("length", [8, 9])
+async def test_a_prompt_that_is_too_long_to_be_scored_in_one_pass_is_refused(length: int) -> None:
+    engine = FakeEngine(model_info(max_scored_prompt_tokens=8), script=say("x"))
+    async with running(engine) as served:
+        for output, is_refused in ((OutputOptions(prompt_logprobs=0), length > 8), (OutputOptions(), False)):
+            call = served.generation.Generate(request_of("a" * length, output))
+            if is_refused:
+                failed = await failure(call)
+                assert (failed.code, failed.fields) == (grpc.StatusCode.INVALID_ARGUMENT, {"output.prompt_logprobs"})
+            else:
+                assert len((await call).sequences) == 1
+
+
 async def test_an_answer_without_text_still_has_its_prompt_logprobs(service: Service, engine: FakeEngine) -> None:
     engine.script = lambda stream: stream.push("", [], "stop_string")
     _, deltas, _ = await streamed(service, request_of("abc", OutputOptions(prompt_logprobs=0)))

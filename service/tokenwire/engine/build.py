@@ -6,6 +6,7 @@ import msgspec
 
 from tokenwire.engine.defaults import defaults_from_generation_config
 from tokenwire.engine.main import Built
+from tokenwire.engine.prompt_logprobs import max_scored_tokens
 from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.engine.pulse import Pulse
 from tokenwire.model.checkpoint import find
@@ -73,6 +74,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         defaults=defaults,
         unapplied_defaults=unapplied,
         draft_model="" if draft is None else draft.loaded.model_id,
+        max_scored_prompt_tokens=None if runner.supports_chunked_prefill else max_scored_tokens(loaded.vocab_size),
         num_assistant_tokens=0 if draft is None else start.engine.num_assistant_tokens,
     )
     tokenizer = Tokenizer.from_json(loaded.tokenizer_json)

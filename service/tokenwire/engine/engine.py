@@ -103,7 +103,7 @@ class Engine(Generic[GenerationT]):
             model=draft_model,
             fatal_errors=fatal_errors,
         )
-        self._scorer = PromptScorer(sampler, vocab_size=runner.vocab_size)
+        self._scorer = PromptScorer(sampler, vocab_size=runner.vocab_size, is_chunked=runner.supports_chunked_prefill)
         self._requests: dict[int, list[Row[GenerationT]]] = {}
         """The rows of each request that the scheduler knows, mates left out."""
         self._times: TimeKeeper[GenerationT] = TimeKeeper()
@@ -208,6 +208,9 @@ class Engine(Generic[GenerationT]):
         if num_tokens > self._runner.context_length:
             message = f"{num_tokens} tokens exceed the context of {self._runner.context_length}"
             self._failures.append(Failure(submit.request, "capacity", message))
+            return
+        if refusal := self._scorer.refusal(submit):
+            self._failures.append(Failure(submit.request, "capacity", refusal))
             return
         try:
             row = self._make_rows.make(submit, arrived_at)

@@ -3,13 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from tokenwire.engine.protocol import Delta, TokenLogprobs
+from tokenwire.engine.protocol import Delta, Submit, TokenLogprobs
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import SamplerLike
 from tokenwire.engine.settings import GenerationSettings
 
 MAX_LOGITS_BYTES = 64 * 1024 * 1024
 """Logits of such prompts in one pass: 130 tokens at a vocabulary of 128,256."""
+
+
+def max_scored_tokens(vocab_size: int) -> int:
+    """Most tokens of such prompts in one pass."""
+    return max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
 
 
 class PromptLogprobs:
@@ -28,7 +33,7 @@ class PromptLogprobs:
         self.entries: list[TokenLogprobs] = []
         self.error: str | None = None
         """Why there are none: the request fails."""
-        self.max_chunk = max(1, MAX_LOGITS_BYTES // (4 * vocab_size))
+        self.max_chunk = max_scored_tokens(vocab_size)
         """Most tokens of such prompts in one pass."""
 
     def num_logits(self, row: Row[Any]) -> int:
@@ -56,8 +61,10 @@ class PromptLogprobs:
 class PromptScorer:
     """Those requests that wait for log probabilities of their prompt, and the logits that are taken for it."""
 
-    def __init__(self, sampler: SamplerLike[Any], *, vocab_size: int) -> None:
+    def __init__(self, sampler: SamplerLike[Any], *, vocab_size: int, is_chunked: bool) -> None:
+        """``is_chunked``: whether prompts can be computed in several passes."""
         self._sampler = sampler
+        self._is_chunked = is_chunked
         self._vocab_size = vocab_size
         self._waiting: dict[int, PromptLogprobs] = {}
         """By request."""
@@ -66,6 +73,18 @@ class PromptScorer:
     def is_wanted(self) -> bool:
         """Whether any request waits. False costs a step nothing."""
         return bool(self._waiting)
+
+    def refusal(self, submit: Submit) -> str | None:
+        """Why the prompt of ``submit`` cannot be scored, where it cannot: what is computed in one pass needs its room.
+
+        The front is to refuse it before.
+        """
+        if submit.settings.prompt_logprobs is None or self._is_chunked:
+            return None
+        limit = max_scored_tokens(self._vocab_size)
+        if len(submit.prompt_ids) <= limit:
+            return None
+        return f"a prompt of {len(submit.prompt_ids)} tokens exceeds the {limit} that one pass scores"
 
     def begin(self, row: Row[Any], settings: GenerationSettings) -> None:
         """Score the prompt of ``row``, the first of its request, where ``settings`` ask for it.

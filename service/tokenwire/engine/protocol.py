@@ -98,6 +98,9 @@ class ModelInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Id of the draft model; empty where there is none."""
     num_assistant_tokens: int = 0
     """What it proposes per step for a request that does not say; 0 where there is none."""
+    max_scored_prompt_tokens: int | None = None
+    """Tokens of the longest prompt for prompt_logprobs, where the model computes every prompt in one pass; otherwise
+    None: any."""
 
 
 class Ready(msgspec.Struct, frozen=True, tag="ready"):
