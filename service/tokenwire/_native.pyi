@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
+    "MAX_EXPLAINED_TOKENS",
     "MAX_LENGTH_PENALTY",
     "MAX_SYNTH_ID_KEYS",
     "Aligner",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 __version__: str
+
+MAX_EXPLAINED_TOKENS: int
+"""Generated tokens of one sequence that are explained at most, the first ones."""
 
 MAX_SYNTH_ID_KEYS: int
 """Most keys of a SynthID watermark."""

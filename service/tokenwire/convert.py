@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from tokenwire._native import MAX_EXPLAINED_TOKENS
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.protocol import Finish, ModelInfo, TokenExplanation, TokenLogprobs, TokenStanding
 from tokenwire.engine.resolution import Note
@@ -148,6 +149,7 @@ def limits_of(limits: LimitsConfig, *, max_sequence_tokens: int, max_running: in
         max_return_sequences=limits.max_return_sequences,
         max_beams=limits.max_beams,
         max_logprobs=limits.max_logprobs,
+        max_explained_token_count=MAX_EXPLAINED_TOKENS,
         max_message_count=limits.max_messages,
         max_tool_count=limits.max_tools,
         max_message_bytes=limits.max_message_bytes,

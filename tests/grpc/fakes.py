@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from tokenwire._native import MAX_EXPLAINED_TOKENS
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import (
     Delta,
@@ -99,9 +100,6 @@ def model_info(**changes: object) -> ModelInfo:
     return ModelInfo(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-MOST_EXPLAINED = 256
-
-
 def explanation_at(place: int) -> TokenExplanation:
     """Of the token at a place of the answer, whose entropies tell which place it is."""
     model = TokenStanding(0.25, 2, float(place), 9)
@@ -156,7 +154,7 @@ class FakeStream:
             prompt_logprobs = [TokenLogprobs(-float(place), place, []) for place in range(1, len(self.prompt_ids))]
         explanations = None
         if settings.explain:
-            places = range(self._counts[index], min(self._counts[index] + len(token_ids), MOST_EXPLAINED))
+            places = range(self._counts[index], min(self._counts[index] + len(token_ids), MAX_EXPLAINED_TOKENS))
             explanations = [explanation_at(place) for place in places]
         self._counts[index] += len(token_ids)
         self.num_tokens += len(token_ids)

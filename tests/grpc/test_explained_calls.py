@@ -1,4 +1,4 @@
-"""Explanations over gRPC: with their tokens, in every call, of the first 256 tokens, refused where they cannot be."""
+"""Explanations over gRPC: with their tokens, in every call, of the first tokens alone, refused where they cannot be."""
 
 from typing import Any
 
@@ -8,8 +8,9 @@ from harness import Service
 from test_calls import conversation
 from test_statuses import failure
 
+from tokenwire._native import MAX_EXPLAINED_TOKENS
 from tokenwire.engine.settings import GenerationOverrides
-from tokenwire.v1 import generation_pb2, generation_service_pb2
+from tokenwire.v1 import generation_pb2, generation_service_pb2, model_service_pb2
 from tokenwire.v1.generation_pb2 import GenerationConfig, OutputOptions
 
 TEXT = "Grüße an alle."
@@ -83,21 +84,23 @@ async def test_nothing_is_explained_unless_asked_for(service: Service, engine: F
 
 @pytest.mark.parametrize("details", [False, True])
 @pytest.mark.parametrize("step", [1, 7, 300])
-async def test_the_first_256_tokens_are_explained(
-    service: Service, engine: FakeEngine, step: int, details: bool
-) -> None:
+async def test_the_first_tokens_are_explained(service: Service, engine: FakeEngine, step: int, details: bool) -> None:
+    limits = (await service.model.GetModel(model_service_pb2.GetModelRequest())).model.limits
+    assert limits.max_explained_token_count == MAX_EXPLAINED_TOKENS
+    length = MAX_EXPLAINED_TOKENS + 44
+
     def script(stream: FakeStream) -> None:
-        for start in range(0, 300, step):
-            count = min(step, 300 - start)
+        for start in range(0, length, step):
+            count = min(step, length - start)
             stream.push("a" * count, [97] * count)
         stream.push("", [], "length")
 
     engine.script = script
     for sequences in await answers_of(service, OutputOptions(explain=True, token_details=details)):
         (sequence,) = sequences
-        assert len(sequence.token_ids) == 300
+        assert len(sequence.token_ids) == length
         assert [explanation.outcome.entropy for explanation in sequence.explanations] == [
-            place + 0.5 for place in range(256)
+            place + 0.5 for place in range(MAX_EXPLAINED_TOKENS)
         ]
 
 

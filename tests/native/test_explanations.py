@@ -1,4 +1,4 @@
-"""Explanations of chosen tokens: they change nothing, they hang together, and there are 256 of them."""
+"""Explanations of chosen tokens: they change nothing, they hang together, and there are only so many of them."""
 
 from typing import Any
 
@@ -180,16 +180,18 @@ def test_healing_is_named() -> None:
 
 
 @pytest.mark.parametrize("with_drafts", [False, True])
-def test_the_first_256_tokens_are_explained(with_drafts: bool) -> None:
-    sampler, generation = _native.Sampler(), make_generation(explain=True, stopping={"max_new_tokens": 300})
+def test_the_first_tokens_are_explained(with_drafts: bool) -> None:
+    most = _native.MAX_EXPLAINED_TOKENS
+    length = most + 44
+    sampler, generation = _native.Sampler(), make_generation(explain=True, stopping={"max_new_tokens": length})
     row = model([0])
     best = int(row.argmax())
     emissions: list[_native.Emission] = []
     while not generation.is_finished:
-        draft = [best] * min(7, 299 - len(emissions)) if with_drafts else []
+        draft = [best] * min(7, length - 1 - len(emissions)) if with_drafts else []
         (got,) = sampler.verify(np.tile(row, (len(draft) + 1, 1)), [generation], [draft])
         emissions += got
-    assert [emission.explanation is not None for emission in emissions] == [True] * 256 + [False] * 44
+    assert [emission.explanation is not None for emission in emissions] == [True] * most + [False] * (length - most)
 
 
 @given(st.sampled_from(SETTINGS), st.randoms(use_true_random=False))

@@ -80,6 +80,7 @@ impl Explanation {
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("MAX_EXPLAINED_TOKENS", explanation::MOST)?;
     module.add_class::<Standing>()?;
     module.add_class::<StepEffect>()?;
     module.add_class::<Explanation>()

@@ -163,7 +163,11 @@ class Delta:
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, when asked for; only in the first delta of sequence 0."""
     explanations: tuple[TokenExplanation, ...] = ()
+<<<<<<< HEAD
     """One per token that is among the first 256 of its sequence, or healed, when explain was asked for."""
+=======
+    """One per token that is among the first ``limits.max_explained_token_count`` of its sequence, when explain was asked for."""
+>>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +198,11 @@ class GeneratedSequence:
     tokens: tuple[TokenDetail, ...] = ()
     """One per token when token_details was asked for, else empty."""
     explanations: tuple[TokenExplanation, ...] = ()
+<<<<<<< HEAD
     """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
+=======
+    """One for each of the first ``limits.max_explained_token_count`` tokens when explain was asked for, else empty."""
+>>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +242,11 @@ class Generation:
 
     @property
     def explanations(self) -> tuple[TokenExplanation, ...]:
+<<<<<<< HEAD
         """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
+=======
+        """One for each of the first ``limits.max_explained_token_count`` tokens when explain was asked for, else empty."""
+>>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
         return self.sequences[0].explanations
 
     @property

@@ -314,6 +314,7 @@ class ModelLimits:
     max_token_id_count: int
     max_logit_bias_count: int
     max_logprobs: int
+    max_explained_token_count: int
     max_token_sequence_count: int
     max_return_sequences: int
     max_beams: int
