@@ -27,12 +27,12 @@ __all__ = [
     "Linear",
     "Linear4Bit",
     "Padded",
+    "ProcessorEffect",
     "PromptLookup",
     "RenderedChat",
     "Sampler",
     "SamplingParams",
     "Standing",
-    "StepEffect",
     "StoppingParams",
     "TemplateError",
     "ThreadPool",
@@ -373,16 +373,16 @@ class Standing:
         """Tokens whose probability is above 0 in float32: those that a draw can give."""
 
 @final
-class StepEffect:
-    """What one step of the pipeline did, seen from the chosen token. Frozen."""
+class ProcessorEffect:
+    """What one processor or warper did, seen from the chosen token. Frozen."""
 
     @property
     def name(self) -> str:
-        """The setting that switches the step on; ``presence_and_frequency_penalty`` for the step of the two."""
+        """The setting that switches it on; ``presence_and_frequency_penalty`` for the processor of the two."""
 
     @property
     def removed_token_count(self) -> int:
-        """Tokens that were not at -infinity before the step and are behind it."""
+        """Tokens that were not at -infinity before it and are behind it."""
 
     @property
     def before(self) -> Standing | None:
@@ -390,7 +390,7 @@ class StepEffect:
 
     @property
     def after(self) -> Standing | None:
-        """As ``before``, behind the step."""
+        """As ``before``, behind it."""
 
 @final
 class Explanation:
@@ -401,8 +401,8 @@ class Explanation:
         """In the model's own distribution; None where its logits are none."""
 
     @property
-    def effects(self) -> list[StepEffect]:
-        """The steps that changed any logit, in the order in which they ran."""
+    def effects(self) -> list[ProcessorEffect]:
+        """The processors and warpers that changed any logit, in the order in which they ran."""
 
     @property
     def outcome(self) -> Standing | None:

@@ -55,7 +55,7 @@ def explanations_of(
             text=text_of(token_id),
             model=_standing(explanation.model),
             effects=[
-                generation_pb2.StepEffect(
+                generation_pb2.ProcessorEffect(
                     name=effect.name,
                     removed_token_count=effect.removed_token_count,
                     before=_standing(effect.before),

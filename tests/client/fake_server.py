@@ -165,8 +165,8 @@ class FakeServer:
             )
             standing = generation_pb2.TokenStanding(probability=0.5, rank=2, entropy=1.5, token_count=40)
             effects = [
-                generation_pb2.StepEffect(name="remove_invalid_values", after=standing),
-                generation_pb2.StepEffect(
+                generation_pb2.ProcessorEffect(name="remove_invalid_values", after=standing),
+                generation_pb2.ProcessorEffect(
                     name="top_k",
                     removed_token_count=38,
                     before=standing,

@@ -6,20 +6,20 @@ import pytest
 from fake_server import FakeServer
 
 from tokenwire import cli
-from tokenwire.client import AsyncClient, Client, StepEffect, TokenExplanation, TokenStanding
+from tokenwire.client import AsyncClient, Client, ProcessorEffect, TokenExplanation, TokenStanding
 
 BEFORE, AFTER = TokenStanding(0.5, 2, 1.5, 40), TokenStanding(0.625, 2, 0.25, 2)
-EFFECTS = (StepEffect("remove_invalid_values", 0, None, BEFORE), StepEffect("top_k", 38, BEFORE, AFTER))
+EFFECTS = (ProcessorEffect("remove_invalid_values", 0, None, BEFORE), ProcessorEffect("top_k", 38, BEFORE, AFTER))
 FIRST = TokenExplanation(100, "echo:", None, EFFECTS, AFTER)
 
 TABLES = """\
 1. 'echo:' (100)
-   step                   removed  left  probability  rank  entropy
+   processor              removed  left  probability  rank  entropy
    model                              -            -     -        -
    remove_invalid_values        0    40          0.5     2    1.500
    top_k                       38     2        0.625     2    0.250
 2. ' a\\n' (101)
-   step                   removed  left  probability  rank  entropy
+   processor              removed  left  probability  rank  entropy
    model                              -            -     -        -
    remove_invalid_values        0    40          0.5     2    1.500
    top_k                       38     2        0.625     2    0.250

@@ -13,8 +13,8 @@ from tokenwire.engine.protocol import (
     Delta,
     Finish,
     ModelInfo,
+    ProcessorEffect,
     Stats,
-    StepEffect,
     TokenExplanation,
     TokenLogprobs,
     TokenStanding,
@@ -104,7 +104,7 @@ def explanation_at(place: int) -> TokenExplanation:
     """Of the token at a place of the answer, whose entropies tell which place it is."""
     model = TokenStanding(0.25, 2, float(place), 9)
     outcome = TokenStanding(0.5, 1, place + 0.5, 2)
-    effects = [StepEffect("remove_invalid_values", 0, None, model), StepEffect("top_k", 7, model, outcome)]
+    effects = [ProcessorEffect("remove_invalid_values", 0, None, model), ProcessorEffect("top_k", 7, model, outcome)]
     return TokenExplanation(None, effects, outcome)
 
 

@@ -159,24 +159,17 @@ async def test_the_first_tokens_of_each_sequence(explaining_server: Server) -> N
             PROMPT, explain=True, max_new_tokens=length, eos_token_id=[], num_assistant_tokens=7
         )
     for sequence in (*unary.sequences, *streamed.sequences, *drafted.sequences):
-<<<<<<< HEAD
-        assert len(sequence.token_ids) == 300
-        assert len(sequence.explanations) == 256
-        assert [explanation.token_id for explanation in sequence.explanations] == list(sequence.token_ids[:256])
+        assert len(sequence.token_ids) == length
+        assert len(sequence.explanations) == MAX_EXPLAINED_TOKENS
+        assert [explanation.token_id for explanation in sequence.explanations] == list(
+            sequence.token_ids[:MAX_EXPLAINED_TOKENS]
+        )
     assert names_of(streamed.explanations) == names_of(unary.explanations)
     for own, wanted in zip(streamed.explanations, unary.explanations, strict=True):
         assert own.outcome is not None
         assert wanted.outcome is not None
         # Alone and beside another row: within the rounding of other batches.
         assert own.outcome.probability == pytest.approx(wanted.outcome.probability, rel=1e-2)
-=======
-        assert len(sequence.token_ids) == length
-        assert len(sequence.explanations) == MAX_EXPLAINED_TOKENS
-        assert [explanation.token_id for explanation in sequence.explanations] == list(
-            sequence.token_ids[:MAX_EXPLAINED_TOKENS]
-        )
-    assert streamed.explanations == unary.explanations
->>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
 
 
 def test_chats_and_batches(explaining_server: Server) -> None:

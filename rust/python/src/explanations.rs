@@ -30,12 +30,12 @@ impl Standing {
     }
 }
 
-/// What one step of the pipeline did.
+/// What one processor or warper did.
 #[pyclass(frozen, module = "tokenwire._native")]
-pub struct StepEffect(explanation::Effect);
+pub struct ProcessorEffect(explanation::Effect);
 
 #[pymethods]
-impl StepEffect {
+impl ProcessorEffect {
     #[getter]
     fn name(&self) -> &'static str {
         self.0.name
@@ -69,8 +69,8 @@ impl Explanation {
     }
 
     #[getter]
-    fn effects(&self) -> Vec<StepEffect> {
-        self.0.effects.iter().cloned().map(StepEffect).collect()
+    fn effects(&self) -> Vec<ProcessorEffect> {
+        self.0.effects.iter().cloned().map(ProcessorEffect).collect()
     }
 
     #[getter]
@@ -82,6 +82,6 @@ impl Explanation {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("MAX_EXPLAINED_TOKENS", explanation::MOST)?;
     module.add_class::<Standing>()?;
-    module.add_class::<StepEffect>()?;
+    module.add_class::<ProcessorEffect>()?;
     module.add_class::<Explanation>()
 }

@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from tokenwire.cli.output import Output
 from tokenwire.client import GeneratedSequence, Generation, TokenExplanation, TokenStanding
 
-_HEADINGS = ("step", "removed", "left", "probability", "rank", "entropy")
+_HEADINGS = ("processor", "removed", "left", "probability", "rank", "entropy")
 
 
 def show_explanations(answer: Generation, out: Output) -> None:
-    """Write a table for each explained token: the model's distribution, then what it was behind each step."""
+    """Write a table for each explained token: the model's distribution, then what it was behind each processor."""
     count = len(answer.sequences)
     for number, sequence in enumerate(answer.sequences, start=1):
         out.line()

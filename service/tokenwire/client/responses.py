@@ -99,7 +99,7 @@ def _explanations(
             each.text,
             _standing(each, "model"),
             tuple(
-                results.StepEffect(
+                results.ProcessorEffect(
                     effect.name, effect.removed_token_count, _standing(effect, "before"), _standing(effect, "after")
                 )
                 for effect in each.effects
@@ -111,7 +111,7 @@ def _explanations(
 
 
 def _standing(
-    message: generation_pb2.TokenExplanation | generation_pb2.StepEffect, name: Any
+    message: generation_pb2.TokenExplanation | generation_pb2.ProcessorEffect, name: Any
 ) -> results.TokenStanding | None:
     if not message.HasField(name):
         return None

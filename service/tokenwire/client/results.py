@@ -105,13 +105,13 @@ class TokenStanding:
 
 
 @dataclass(frozen=True, slots=True)
-class StepEffect:
-    """What one step between the model's logits and the choice did, seen from the chosen token."""
+class ProcessorEffect:
+    """What one processor or warper between the model's logits and the choice did, seen from the chosen token."""
 
     name: str
-    """The setting that switches the step on, for example repetition_penalty or top_k."""
+    """The setting that switches it on, for example repetition_penalty or top_k."""
     removed_token_count: int
-    """Tokens that the step forbade."""
+    """Tokens that it forbade."""
     before: TokenStanding | None
     """None where the logits are no distribution: they hold NaN, or forbid every token."""
     after: TokenStanding | None
@@ -125,7 +125,7 @@ class TokenExplanation:
     text: str
     model: TokenStanding | None
     """In the model's own distribution; None where its logits are none."""
-    effects: tuple[StepEffect, ...]
+    effects: tuple[ProcessorEffect, ...]
     """The steps that changed something, in order."""
     outcome: TokenStanding | None
     """In the distribution that the token was chosen from."""
@@ -163,11 +163,7 @@ class Delta:
     prompt_logprobs: tuple[PositionLogprobs, ...] = ()
     """Of the prompt's tokens from the second on, when asked for; only in the first delta of sequence 0."""
     explanations: tuple[TokenExplanation, ...] = ()
-<<<<<<< HEAD
-    """One per token that is among the first 256 of its sequence, or healed, when explain was asked for."""
-=======
-    """One per token that is among the first ``limits.max_explained_token_count`` of its sequence, when explain was asked for."""
->>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
+    """With explain one for the healed token, if any, and each of the first ``max_explained_token_count``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +194,7 @@ class GeneratedSequence:
     tokens: tuple[TokenDetail, ...] = ()
     """One per token when token_details was asked for, else empty."""
     explanations: tuple[TokenExplanation, ...] = ()
-<<<<<<< HEAD
-    """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
-=======
-    """One for each of the first ``limits.max_explained_token_count`` tokens when explain was asked for, else empty."""
->>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
+    """With explain one for the healed token, if any, and each of the first ``max_explained_token_count``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,11 +234,7 @@ class Generation:
 
     @property
     def explanations(self) -> tuple[TokenExplanation, ...]:
-<<<<<<< HEAD
-        """One for each of the first 256 tokens, and a healed one before, when explain was asked for, else empty."""
-=======
-        """One for each of the first ``limits.max_explained_token_count`` tokens when explain was asked for, else empty."""
->>>>>>> 3bedb8d (GetModel reports how many tokens are explained; the number is exported and no longer written down twice)
+        """With explain one for the healed token, if any, and each of the first ``max_explained_token_count``."""
         return self.sequences[0].explanations
 
     @property

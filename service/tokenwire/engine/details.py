@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from tokenwire.engine.protocol import Delta, StepEffect, TokenExplanation, TokenLogprobs, TokenStanding
+from tokenwire.engine.protocol import Delta, ProcessorEffect, TokenExplanation, TokenLogprobs, TokenStanding
 from tokenwire.engine.sampler import EmissionLike, ExplanationLike, StandingLike
 
 
@@ -22,7 +22,9 @@ def _explanation_of(explanation: ExplanationLike) -> TokenExplanation:
     return TokenExplanation(
         _standing_of(explanation.model),
         [
-            StepEffect(effect.name, effect.removed_token_count, _standing_of(effect.before), _standing_of(effect.after))
+            ProcessorEffect(
+                effect.name, effect.removed_token_count, _standing_of(effect.before), _standing_of(effect.after)
+            )
             for effect in explanation.effects
         ],
         _standing_of(explanation.outcome),

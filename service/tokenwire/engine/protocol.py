@@ -136,8 +136,8 @@ class TokenStanding(msgspec.Struct, frozen=True, array_like=True):
     """Tokens whose probability is above 0."""
 
 
-class StepEffect(msgspec.Struct, frozen=True, array_like=True):
-    """What one step of the pipeline did, seen from the chosen token."""
+class ProcessorEffect(msgspec.Struct, frozen=True, array_like=True):
+    """What one processor or warper did, seen from the chosen token."""
 
     name: str
     removed_token_count: int
@@ -151,7 +151,7 @@ class TokenExplanation(msgspec.Struct, frozen=True, array_like=True):
 
     model: TokenStanding | None
     """In the model's own distribution; None where its logits are none."""
-    effects: list[StepEffect]
+    effects: list[ProcessorEffect]
     outcome: TokenStanding | None
     """In the distribution that the token was chosen from."""
 

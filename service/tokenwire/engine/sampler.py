@@ -24,12 +24,12 @@ class StandingLike(Protocol):
         """Tokens whose probability is above 0."""
 
 
-class StepEffectLike(Protocol):
-    """What the engine reads of `tokenwire._native.StepEffect`."""
+class ProcessorEffectLike(Protocol):
+    """What the engine reads of `tokenwire._native.ProcessorEffect`."""
 
     @property
     def name(self) -> str:
-        """The step's name."""
+        """The processor's name."""
 
     @property
     def removed_token_count(self) -> int:
@@ -52,7 +52,7 @@ class ExplanationLike(Protocol):
         """The chosen token in the model's own distribution."""
 
     @property
-    def effects(self) -> Sequence[StepEffectLike]:
+    def effects(self) -> Sequence[ProcessorEffectLike]:
         """What the steps did that changed something."""
 
     @property
