@@ -26,7 +26,8 @@ ROWS = 8
 """Rows per call, as many as stay on one thread at the larger vocabulary. They are near the core on both sides, as
 logits are that the model has just written."""
 CALLS = 5
-"""Calls of one side before the other takes its turn; the first of them warms up."""
+"""Calls of one side before the other takes its turn; the first of them warms up. Times the rounds at most as many as
+`MAX_EXPLAINED_TOKENS`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ CASES: dict[str, tuple[dict[str, Any], list[Any]]] = {
     ),
     "temperature 0.8, top-k 50, top-p 0.9": (
         {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.9},
+        [TemperatureLogitsWarper(0.8), TopKLogitsWarper(50), TopPLogitsWarper(0.9)],
+    ),
+    # transformers explains nothing: the row tells what it costs here, against the one above.
+    "the same, explained": (
+        {"do_sample": True, "temperature": 0.8, "top_k": 50, "top_p": 0.9, "explain": True},
         [TemperatureLogitsWarper(0.8), TopKLogitsWarper(50), TopPLogitsWarper(0.9)],
     ),
 }

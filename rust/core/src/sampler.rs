@@ -21,6 +21,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 /// From this many logits in a batch on, rows may be spread over threads: below, starting them costs more than it saves.
 const THREADS_FROM: usize = 1 << 20;
 
+/// A row that is explained counts as this many others: it is looked at again behind every processor and warper.
+const EXPLAINED_COST: usize = 20;
+
 /// Logits of a batch, `[rows, V]`, row after row.
 #[derive(Debug, Clone, Copy)]
 pub enum Logits<'a> {
@@ -148,7 +151,8 @@ impl Sampler {
             return Err(BatchError::Finished(index));
         }
         let batch = Batch { logits, width, guidance: guidance.unwrap_or_default() };
-        let threads = if logits.len() < THREADS_FROM { 1 } else { self.threads.get().min(rows.max(1)) };
+        let explained = generations.iter().filter(|generation| generation.is_explained()).count();
+        let threads = self.threads_for(logits.len() + explained * (EXPLAINED_COST - 1) * width, rows);
         self.workers.resize_with(self.workers.len().max(threads), Worker::default);
         let share = rows.div_ceil(threads).max(1);
         let mut emissions = Vec::with_capacity(rows);
@@ -168,6 +172,11 @@ impl Sampler {
             }
         });
         Ok(emissions)
+    }
+
+    /// Threads for the work of `logits` plain logits in `rows` sequences.
+    fn threads_for(&self, logits: usize, rows: usize) -> usize {
+        if logits < THREADS_FROM { 1 } else { self.threads.get().min(rows.max(1)) }
     }
 
     /// What the draw (or the greedy choice) of the next step sees: all V logits after processors and warpers,
@@ -286,7 +295,7 @@ impl Worker {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(crate) mod tests {
-    use super::{Logits, Sampler, THREADS_FROM};
+    use super::{EXPLAINED_COST, Logits, Sampler, THREADS_FROM};
     use crate::generation::{Emission, Generation, Place, StepError};
     use crate::params::{SamplingOptions, SamplingParams, StoppingOptions, StoppingParams};
     use crate::tokenizer::Tokenizer;
@@ -295,10 +304,15 @@ pub(crate) mod tests {
 
     /// Generations of words, one per row, each with its own draws.
     pub(crate) fn generations(rows: usize, width: usize) -> Vec<Generation> {
+        generations_with(rows, width, false)
+    }
+
+    /// The same, explained or not.
+    pub(crate) fn generations_with(rows: usize, width: usize, explain: bool) -> Vec<Generation> {
         let file = r#"{"version": "1.0", "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1}, "unk_token": "a"}}"#;
         let tokenizer = Arc::new(Tokenizer::from_json(file).unwrap());
         let width = i64::try_from(width).unwrap();
-        let options = SamplingOptions { do_sample: true, ..SamplingOptions::new(width) };
+        let options = SamplingOptions { do_sample: true, explain, ..SamplingOptions::new(width) };
         let sampling = Arc::new(SamplingParams::new(&options).unwrap());
         let stopping = Arc::new(StoppingParams::new(&StoppingOptions::new(width, 9)).unwrap());
         let make = |row| Generation::new(tokenizer.clone(), &[0], sampling.clone(), stopping.clone(), row, true);
@@ -308,6 +322,18 @@ pub(crate) mod tests {
     fn step(sampler: &mut Sampler, logits: &[f32], width: usize, generations: &mut [Generation]) -> Vec<Emission> {
         let mut borrowed: Vec<&mut Generation> = generations.iter_mut().collect();
         sampler.step(Logits::F32(logits), width, &mut borrowed, None).unwrap()
+    }
+
+    #[test]
+    fn explained_rows_are_spread_over_threads_sooner() {
+        // Of all the work that pays for threads, each row is this part: plain too little, explained enough.
+        let (rows, width) = (4, THREADS_FROM / (2 * EXPLAINED_COST));
+        let logits = vec![0.0; rows * width];
+        for (explain, expected) in [(false, 1), (true, 3)] {
+            let mut sampler = Sampler::new(NonZero::new(3).unwrap());
+            step(&mut sampler, &logits, width, &mut generations_with(rows, width, explain));
+            assert_eq!(sampler.workers.len(), expected, "explain {explain}");
+        }
     }
 
     #[test]

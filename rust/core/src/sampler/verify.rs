@@ -1,7 +1,7 @@
 //! A step in which sequences bring drafted tokens: guesses of what they will generate next.
 
 use super::checks::{BatchError, check_scale, check_widths};
-use super::{Logits, Rows, Sampler, THREADS_FROM, Worker};
+use super::{EXPLAINED_COST, Logits, Rows, Sampler, Worker};
 use crate::generation::{Emission, Generation};
 
 /// A sequence and the tokens that somebody guessed for it.
@@ -55,7 +55,8 @@ impl Sampler {
         if let Some(index) = rows.iter().position(|row| row.generation.is_finished()) {
             return Err(BatchError::Finished(index));
         }
-        let threads = if logits.len() < THREADS_FROM { 1 } else { self.threads.get().min(rows.len().max(1)) };
+        let explained: usize = rows.iter().filter(|row| row.generation.is_explained()).map(Drafted::positions).sum();
+        let threads = self.threads_for(logits.len() + explained * (EXPLAINED_COST - 1) * width, rows.len());
         self.workers.resize_with(self.workers.len().max(threads), Worker::default);
         let share = rows.len().div_ceil(threads).max(1);
         let mut emissions = Vec::with_capacity(rows.len());
@@ -116,8 +117,8 @@ impl Worker {
 mod tests {
     use super::{Drafted, Logits, Sampler};
     use crate::generation::{Emission, Generation, Place, StepError};
-    use crate::sampler::THREADS_FROM;
-    use crate::sampler::tests::generations;
+    use crate::sampler::tests::{generations, generations_with};
+    use crate::sampler::{EXPLAINED_COST, THREADS_FROM};
     use std::num::NonZero;
 
     const GUESSES: usize = 3;
@@ -138,6 +139,19 @@ mod tests {
         let pairs = batch.iter_mut().zip(&drafts);
         let mut rows: Vec<_> = pairs.map(|(generation, draft)| Drafted { generation, draft }).collect();
         sampler.verify(Logits::F32(logits), width, &mut rows).unwrap()
+    }
+
+    #[test]
+    fn explained_rows_are_spread_over_threads_sooner() {
+        let (rows, width) = (4, THREADS_FROM / (2 * EXPLAINED_COST));
+        let logits = vec![0.0; rows * width];
+        for (explain, expected) in [(false, 1), (true, 3)] {
+            let mut batch = generations_with(rows, width, explain);
+            let mut drafted: Vec<_> = batch.iter_mut().map(|generation| Drafted { generation, draft: &[] }).collect();
+            let mut sampler = Sampler::new(NonZero::new(3).unwrap());
+            sampler.verify(Logits::F32(&logits), width, &mut drafted).unwrap();
+            assert_eq!(sampler.workers.len(), expected, "explain {explain}");
+        }
     }
 
     #[test]
