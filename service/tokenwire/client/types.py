@@ -209,7 +209,8 @@ class GuidanceOptions(TypedDict, total=False):
     """What an answer is steered away from."""
 
     negative_prompt: Prompt | None
-    """The prompt that guidance_scale steers away from, as text or token ids. Default: the prompt's last token."""
+    """The prompt that guidance_scale steers away from, as text or token ids. Default: the prompt's last token, or
+    the one before it where that is healed."""
 
 
 class BatchOptions(RequestOptions, SpecialTokenOptions, total=False):

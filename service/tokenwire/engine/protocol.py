@@ -33,7 +33,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     sequence_index: int = 0
     """Of the first sequence; those of ``settings.num_return_sequences`` follow it."""
     negative_prompt_ids: list[int] | None = None
-    """With guidance_scale; None means the prompt's last token."""
+    """With guidance_scale; None means the last of ``prompt_ids``."""
     deadline: float | None = None
     """Monotonic seconds of this machine at which the caller's deadline passes, with deadline_aware."""
 
