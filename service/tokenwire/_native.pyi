@@ -98,8 +98,11 @@ class Tokenizer:
     def extensions(self, token_id: int) -> NDArray[np.int64]:
         """Tokens whose vocabulary entry begins with that of ``token_id``, itself among them, special tokens left out.
 
-        Empty for a special token and for an id without an entry. The first call sorts the vocabulary.
+        Empty for a special token and for an id without an entry.
         """
+
+    def is_healable(self, token_id: int) -> bool:
+        """Whether another token is among the ``extensions`` of ``token_id``: it may be cut short at a prompt's end."""
 
     def encode(
         self, text: str, *, add_special_tokens: bool = True, parse_special_tokens: bool = True
@@ -327,8 +330,8 @@ class Generation:
 
         ``healed_token_id``: the token that was taken off the prompt's end. The first token is the most likely one of
         its ``Tokenizer.extensions``; the text of ``healed_token_id`` is left out of the answer. It belongs to the
-        prompt: no setting acts on it, no length counts it, and of the stops only a stop string ends the sequence with
-        it. Without extensions nothing changes.
+        prompt: of all settings ``remove_invalid_values`` alone acts on it, no length counts it, and of the stops only a
+        stop string ends the sequence with it. Nothing changes where it is not ``Tokenizer.is_healable``.
         """
 
     @property

@@ -44,7 +44,7 @@ class NativeEntries:
         self._tokenizer = tokenizer
 
     def is_healable(self, token_id: int) -> bool:
-        return len(self._tokenizer.extensions(token_id)) > 1
+        return self._tokenizer.is_healable(token_id)
 
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens)
@@ -97,7 +97,7 @@ async def test_the_healed_token_is_that_of_transformers(
     for text in prompts():
         ids = reference(text).input_ids
         settings = GenerationSettings(max_new_tokens=4, token_healing=True)
-        prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
+        prompt, healed, given = heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
         with torch.inference_mode():
             theirs = model.heal_tokens(torch.tensor([ids]), reference)[0].tolist()
         if healed.healed_token_id is None:
@@ -190,21 +190,24 @@ def test_extensions_are_those_of_a_search(native: _native.Tokenizer) -> None:
     special = set(native.special_token_ids)
     for token_id, entry in entries.items():
         expected = {other for other, text in entries.items() if text.startswith(entry) and other not in special}
-        assert set(native.extensions(token_id).tolist()) == (set() if token_id in special else expected)
+        expected = set() if token_id in special else expected
+        assert set(native.extensions(token_id).tolist()) == expected
+        assert native.is_healable(token_id) == bool(expected - {token_id})
     for unknown in (-1, native.vocab_size, 2**70):
         assert native.extensions(unknown).tolist() == []
+        assert not native.is_healable(unknown)
 
 
 @pytest.mark.parametrize("ids", [[], [9], [5, tiny_models.EOS_ID], [5, tiny_models.TOKENIZER_VOCAB_SIZE + 3]])
 async def test_nothing_to_heal_changes_nothing(native: _native.Tokenizer, ids: list[int]) -> None:
     settings = GenerationSettings(max_new_tokens=4, token_healing=True)
-    assert await heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
+    assert heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
 
 
 async def test_only_when_asked_for(native: _native.Tokenizer) -> None:
     ids = native.encode("a st").tolist()
     settings = GenerationSettings(max_new_tokens=4)
-    assert await heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
+    assert heal(NativeEntries(native), ids, settings) == (ids, settings, "")  # type: ignore[arg-type]
 
 
 async def test_the_healed_token_belongs_to_the_prompt(native: _native.Tokenizer) -> None:
@@ -212,7 +215,7 @@ async def test_the_healed_token_belongs_to_the_prompt(native: _native.Tokenizer)
     settings = GenerationSettings(
         max_new_tokens=4, min_new_tokens=2, token_healing=True, exponential_decay_length_penalty=(3, 1.5)
     )
-    prompt, healed, given = await heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
+    prompt, healed, given = heal(NativeEntries(native), ids, settings)  # type: ignore[arg-type]
     assert given == native.decode(ids[-1:])
     assert prompt == ids[:-1]
     # Nothing else changes: the healed token takes the place of the one that was given.

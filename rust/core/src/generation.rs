@@ -170,18 +170,22 @@ impl Generation {
     }
 
     /// Heals the border to the prompt, before the first step: the first token must extend `dropped`, the token that was
-    /// taken off the prompt's end, and the text of `dropped` is left out of the answer's. Where nothing extends it, and
-    /// for a special token, nothing changes.
+    /// taken off the prompt's end, and the text of `dropped` is left out of the answer's. Nothing changes where it is not
+    /// [`Tokenizer::is_healable`].
     ///
-    /// That token belongs to the prompt, as after transformers' `heal_tokens`: the most likely one is taken, no setting
-    /// acts on it, no length counts it, and it ends nothing, but for a stop string in the text that it adds.
+    /// That token belongs to the prompt, as after transformers' `heal_tokens`: the most likely one is taken, of all
+    /// settings `remove_invalid_values` alone acts on it, no length counts it, and it ends nothing, but for a stop string
+    /// in the text that it adds.
     pub fn heal(&mut self, tokenizer: &Tokenizer, dropped: u32) {
-        let allowed = tokenizer.extensions(dropped);
-        if !allowed.is_empty() {
-            self.given_text = tokenizer.decode(&[dropped], false).unwrap_or_default();
-            let settings = Settings { sampling: &self.sampling, stopping: &self.stopping };
-            self.healing = Some(Pipeline::of_healing(&settings, TokenHealing::new(allowed, dropped)));
+        if !tokenizer.is_healable(dropped) {
+            return;
         }
+        // Without its text the answer would repeat the prompt's end.
+        let Ok(given_text) = tokenizer.decode(&[dropped], false) else { return };
+        self.given_text = given_text;
+        let settings = Settings { sampling: &self.sampling, stopping: &self.stopping };
+        let healing = TokenHealing::new(tokenizer.extensions(dropped), dropped);
+        self.healing = Some(Pipeline::of_healing(&settings, healing));
     }
 
     /// How to turn logits into a token.

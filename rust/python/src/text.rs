@@ -56,6 +56,11 @@ impl Tokenizer {
         Ok(id_array(py, ids))
     }
 
+    #[allow(clippy::needless_pass_by_value)] // What pyo3 hands over.
+    fn is_healable(&self, py: Python<'_>, token_id: Integer) -> PyResult<bool> {
+        guard(py, || Ok(token_id.token_id().is_some_and(|id| self.0.is_healable(id))))
+    }
+
     #[pyo3(signature = (text, *, add_special_tokens = true, parse_special_tokens = true))]
     fn encode<'py>(
         &self,

@@ -247,7 +247,7 @@ async def prepared_of(
     prompt_ids = prompt.token_ids
     resolved = resolve_settings(overrides, output, served.bounds, shape._replace(prompt_tokens=len(prompt_ids)))
     settings = resolved.settings
-    healed = await heal(served.text, prompt_ids, settings)
+    healed = heal(served.text, prompt_ids, settings)
     if negative_prompt_ids is not None:
         _check_negative_room(len(negative_prompt_ids), healed.settings, served, negative_path)
     start = generation_pb2.GenerationStart(

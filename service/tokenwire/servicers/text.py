@@ -208,7 +208,7 @@ class NativeText:
 
     def is_healable(self, token_id: int) -> bool:
         """Whether other tokens begin with the token's vocabulary entry."""
-        return len(self._tokenizer.extensions(token_id)) > 1
+        return self._tokenizer.is_healable(token_id)
 
     def check_chat_template(self) -> None:
         """Raises UnsupportedError without a usable chat template."""

@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 use added::AddedTokens;
 use extensions::Extensions;
 use std::path::Path;
-use std::sync::OnceLock;
 
 /// Highest number of ids that a file may define: a single wild id must not claim gigabytes.
 const MAX_VOCAB_SIZE: usize = 1 << 24;
@@ -24,7 +23,7 @@ pub struct Tokenizer {
     vocabulary: Vocabulary,
     plan: DecodePlan,
     special_token_ids: Vec<u32>,
-    extensions: OnceLock<Extensions>,
+    extensions: Extensions,
 }
 
 impl Tokenizer {
@@ -68,7 +67,10 @@ impl Tokenizer {
             .collect();
         special_token_ids.sort_unstable();
         let added = AddedTokens::new(&inner)?;
-        let tokenizer = Self { inner, added, vocabulary, plan, special_token_ids, extensions: OnceLock::new() };
+        // Sorted here: where a token is healed first, the sequences of the same batch would wait for it.
+        let ordinary = (0u32..).take(vocab_size).filter(|&id| !vocabulary.is_special(id));
+        let extensions = Extensions::new(ordinary.filter_map(|id| Some((inner.id_to_token(id)?, id))));
+        let tokenizer = Self { inner, added, vocabulary, plan, special_token_ids, extensions };
         selfcheck::decoding(&tokenizer)?;
         Ok(tokenizer)
     }
@@ -104,18 +106,20 @@ impl Tokenizer {
     }
 
     /// The tokens whose vocabulary entry begins with that of `id`, itself among them; empty for a special token and for
-    /// an id without an entry. Special tokens extend nothing. The first call sorts the vocabulary.
+    /// an id without an entry. Special tokens extend nothing.
     #[must_use]
     pub fn extensions(&self, id: u32) -> Vec<u32> {
         if !self.vocabulary.contains(id) || self.vocabulary.is_special(id) {
             return vec![];
         }
         let Some(entry) = self.id_to_token(id).filter(|entry| !entry.is_empty()) else { return vec![] };
-        let extensions = self.extensions.get_or_init(|| {
-            let ids = (0u32..).take(self.vocab_size()).filter(|&id| !self.vocabulary.is_special(id));
-            Extensions::new(ids.filter_map(|id| Some((self.id_to_token(id)?, id))))
-        });
-        extensions.of(&entry).collect()
+        self.extensions.of(&entry).collect()
+    }
+
+    /// Whether another token begins with `id`, so that it may have been cut short at the end of a prompt.
+    #[must_use]
+    pub fn is_healable(&self, id: u32) -> bool {
+        self.extensions(id).len() > 1
     }
 
     /// Text of ids, equal to transformers' `decode` without clean-up.
