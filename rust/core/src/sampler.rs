@@ -11,7 +11,8 @@ pub use verify::Drafted;
 
 use crate::generation::{Emission, Generation};
 use crate::logits::candidates::{Buffers, Candidates, RowError};
-use crate::logits::explanation::Explanation;
+use crate::logits::explanation::{Explanation, TraceMemory};
+use crate::logits::kernels::Scan;
 use crate::logits::logprobs::{self, Logprobs};
 use crate::logits::{eos, guidance, kernels};
 use checks::{check_batch, check_scale, check_shape};
@@ -93,6 +94,20 @@ impl<'a> Rows<'a> {
     fn guiding(self, generation: &Generation) -> Option<Logits<'a>> {
         self.unconditional.filter(|_| !generation.is_healing())
     }
+
+    /// Writes `row` `[V]`, which comes with its scan, to `guided` as the unconditional row guides it. Whether one does.
+    fn guide(
+        self,
+        row: (&[f32], Scan),
+        generation: &Generation,
+        (widened, buffers): (&mut Vec<f32>, &mut Buffers),
+        guided: &mut Vec<f32>,
+    ) -> bool {
+        let Some(unconditional) = self.guiding(generation) else { return false };
+        let other = unconditional.widened(widened);
+        guidance::guide(row, (other, buffers.scan(other)), generation.sampling().guidance_scale, guided);
+        true
+    }
 }
 
 /// What a row gave.
@@ -110,6 +125,7 @@ struct Worker {
     unconditional: Vec<f32>,
     edited: Vec<f32>,
     buffers: Buffers,
+    traces: TraceMemory,
 }
 
 /// Chooses and appends tokens.
@@ -262,8 +278,7 @@ impl Worker {
         let (pipeline, history) = (generation.pipeline(), generation.history());
         let mut row = rows.own.widened(&mut self.widened);
         let edits = pipeline.edits(history);
-        let unconditional = rows.guiding(generation);
-        let copies = edits && unconditional.is_none();
+        let copies = edits && rows.guiding(generation).is_none();
         let mut scan = if copies { self.buffers.scan_copying(row, &mut self.edited) } else { self.buffers.scan(row) };
         // A processor could hide a NaN, so it is looked for before.
         if scan.has_nan && !pipeline.mends_nan() {
@@ -273,14 +288,8 @@ impl Worker {
             [] => 0.0,
             ids => eos::probability(ids, row, scan, self.buffers.maxima()),
         };
-        let is_guided = if let Some(unconditional) = unconditional {
-            let other = unconditional.widened(&mut self.unconditional);
-            let scale = generation.sampling().guidance_scale;
-            guidance::guide((row, scan), (other, self.buffers.scan(other)), scale, &mut self.edited);
-            true
-        } else {
-            false
-        };
+        let memory = (&mut self.unconditional, &mut self.buffers);
+        let is_guided = rows.guide((row, scan), generation, memory, &mut self.edited);
         if edits || is_guided {
             pipeline.process(history, &mut self.edited);
             row = &self.edited;

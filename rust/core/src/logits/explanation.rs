@@ -48,43 +48,54 @@ pub struct Explanation {
     pub outcome: Option<Standing>,
 }
 
-/// Watches a row of logits on its way through the pipeline.
-#[derive(Debug)]
-pub struct Trace {
-    token: u32,
+/// Memory of traces, reused from one to the next.
+#[derive(Debug, Default)]
+pub struct TraceMemory {
     row: Vec<f32>,
-    standing: Option<Standing>,
-    model: Option<Standing>,
-    effects: Vec<Effect>,
+    next: Vec<f32>,
     measure: Measure,
 }
 
-impl Trace {
+/// Watches a row of logits on its way through the pipeline.
+#[derive(Debug)]
+pub struct Trace<'a> {
+    token: u32,
+    memory: &'a mut TraceMemory,
+    standing: Option<Standing>,
+    model: Option<Standing>,
+    effects: Vec<Effect>,
+}
+
+impl<'a> Trace<'a> {
     /// Begins with the model's logits `[V]`.
     #[must_use]
-    pub fn new(token: u32, row: &[f32]) -> Self {
-        let mut measure = Measure::default();
-        let standing = measure.standing(row, token);
-        Self { token, row: row.to_vec(), standing, model: standing, effects: Vec::new(), measure }
+    pub fn new(token: u32, row: &[f32], memory: &'a mut TraceMemory) -> Self {
+        let standing = memory.measure.standing(row, token);
+        memory.row.clear();
+        memory.row.extend_from_slice(row);
+        memory.next.resize(row.len(), 0.0);
+        Self { token, memory, standing, model: standing, effects: Vec::new() }
     }
 
     /// Takes what the step `name` made of the row.
     pub fn note(&mut self, name: &'static str, row: &[f32]) {
+        self.note_written(name, |next| next.copy_from_slice(row));
+    }
+
+    /// The same, where the step writes all of its row.
+    fn note_written(&mut self, name: &'static str, write: impl FnOnce(&mut [f32])) {
+        let TraceMemory { row, next, measure } = &mut *self.memory;
+        write(next);
         let is_same = |(a, b): (&f32, &f32)| a == b || (a.is_nan() && b.is_nan());
-        if self.row.iter().zip(row).all(is_same) {
+        if row.iter().zip(&*next).all(is_same) {
             return;
         }
         let removed = |&(&a, &b): &(&f32, &f32)| b == f32::NEG_INFINITY && a != f32::NEG_INFINITY;
-        let removed = self.row.iter().zip(row).filter(removed).count();
-        let after = self.measure.standing(row, self.token);
+        let removed = row.iter().zip(&*next).filter(removed).count();
+        let after = measure.standing(next, self.token);
         self.effects.push(Effect { name, removed, before: self.standing, after });
         self.standing = after;
-        self.row.copy_from_slice(row);
-    }
-
-    /// Takes the row in another form of the same distribution.
-    fn restate(&mut self, row: &[f32]) {
-        self.row.copy_from_slice(row);
+        std::mem::swap(row, next);
     }
 
     /// What was seen.
@@ -99,21 +110,18 @@ impl Pipeline {
     ///
     /// The warpers work on one set of candidates, as in a step that is not explained: what they sum up, and so each of
     /// their decisions, is the same to the last bit.
-    pub fn explain(&self, history: &History, logits: &mut Vec<f32>, buffers: &mut Buffers, trace: &mut Trace) {
-        for step in self.processors.iter().filter(|step| step.run.is_active(history)) {
+    pub fn explain(&self, history: &History, logits: &mut [f32], buffers: &mut Buffers, trace: &mut Trace<'_>) {
+        for step in self.active(history) {
             step.run.process(history, logits);
             trace.note(step.name, logits);
         }
-        let row = std::mem::take(logits);
-        logits.resize(row.len(), 0.0);
-        let Ok(mut candidates) = Candidates::new(&row, buffers) else { return };
-        // Tokens at +infinity have become equal and finite, the others are gone.
-        candidates.write_to(logits);
-        trace.restate(logits);
+        // Never for a token that was chosen: the choice fails where these logits are no distribution.
+        let Ok(mut candidates) = Candidates::new(logits, buffers) else { return };
+        // Tokens at +infinity have become equal and finite, the others are gone: another form of the same distribution.
+        candidates.write_to(&mut trace.memory.row);
         for step in &self.warpers {
             step.run.warp(history, &mut candidates);
-            candidates.write_to(logits);
-            trace.note(step.name, logits);
+            trace.note_written(step.name, |next| candidates.write_to(next));
         }
     }
 }

@@ -145,12 +145,17 @@ impl Pipeline {
     /// Whether [`Pipeline::process`] would change anything.
     #[must_use]
     pub fn edits(&self, history: &History) -> bool {
-        self.processors.iter().any(|step| step.run.is_active(history))
+        self.active(history).next().is_some()
+    }
+
+    /// The processors that act on the next token.
+    fn active<'a>(&'a self, history: &'a History) -> impl Iterator<Item = &'a Step<dyn Processor>> {
+        self.processors.iter().filter(|step| step.run.is_active(history))
     }
 
     /// Runs the processors over `logits` `[V]`.
     pub fn process(&self, history: &History, logits: &mut [f32]) {
-        for step in self.processors.iter().filter(|step| step.run.is_active(history)) {
+        for step in self.active(history) {
             step.run.process(history, logits);
         }
     }
