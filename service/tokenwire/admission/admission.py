@@ -38,7 +38,6 @@ class _Request:
     place: Place
     prompt_ids: Sequence[int]
     settings: GenerationSettings
-    sequence_index: int
     negative_ids: Sequence[int] | None
     deadline: float | None
     num_rows: int = field(init=False)
@@ -118,7 +117,6 @@ class Admission:
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         *,
-        sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
     ) -> TokenStream:
@@ -131,7 +129,7 @@ class Admission:
         now = self._clock()
         use = self._callers.of(caller, now)
         place = Place(priority, caller.name)
-        request = _Request(use, place, prompt_ids, settings, sequence_index, negative_prompt_ids, deadline)
+        request = _Request(use, place, prompt_ids, settings, negative_prompt_ids, deadline)
         use.check_tokens(request.reserved, now)
         if request.may_start and self._fits(request) and self._next() is None:
             self._take_tokens(request, now)
@@ -274,7 +272,6 @@ class Admission:
         stream = request.stream = self._engine.submit(
             request.prompt_ids,
             request.settings,
-            sequence_index=request.sequence_index,
             negative_prompt_ids=request.negative_ids,
             deadline=request.deadline,
         )
