@@ -22,7 +22,7 @@ from tokenwire.model.checkpoint import first_line
 from tokenwire.model.kv_cache import LayerShape
 from tokenwire.model.memory import is_out_of_memory
 from tokenwire.model.padded import CacheProbe, PaddedRunner
-from tokenwire.model.self_test import tolerance
+from tokenwire.model.self_test import as_float32, relative_error, tolerance
 
 _LENGTHS = (13, 7)
 _PROMPTS = (10, 4)
@@ -92,12 +92,10 @@ def _error(model: PreTrainedModel, vocab_size: int, *, together: bool) -> float:
                 num_logits=[1] * len(rows),
             )
         )
-        actual = torch.from_numpy(logits)
-        actual = actual.view(torch.bfloat16).float() if actual.dtype == torch.uint16 else actual
-        for (row, count), got in zip(step, actual, strict=True):
+        for (row, count), got in zip(step, as_float32(logits), strict=True):
             computed[row] += count
             wanted = expected[row][computed[row] - 1]
-            error = float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
+            error = relative_error(got, wanted)
             if math.isnan(error):
                 return error
             worst = max(worst, error)
@@ -180,7 +178,8 @@ def _change_behind(
             reason="",
         )
         runner.adopt(0, DynamicCache(pairs))
-        row = torch.from_numpy(runner.forward(ForwardBatch([0], [[0]], [length], [[0]], [1])))
-        logits.append(row.view(torch.bfloat16).float() if row.dtype == torch.uint16 else row.clone())
+        row = runner.forward(ForwardBatch([0], [[0]], [length], [[0]], [1]))
+        # A copy: the runner's memory is its own.
+        logits.append(as_float32(row).clone())
     before, after = logits
-    return float(torch.linalg.vector_norm(after - before) / torch.linalg.vector_norm(before))
+    return relative_error(after, before)

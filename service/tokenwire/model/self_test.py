@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from tokenwire.model.attention import IMPLEMENTATION
@@ -66,13 +67,22 @@ def packed_error(
             num_logits=[1] * len(rows),
         )
         logits = runner.forward(batch)
-        actual = torch.from_numpy(logits)
-        actual = actual.view(torch.bfloat16).float() if actual.dtype == torch.uint16 else actual
-        for row, got in zip(rows, actual, strict=True):
+        for row, got in zip(rows, as_float32(logits), strict=True):
             computed[row] += lengths[row]
             wanted = expected[row][computed[row] - 1]
-            error = float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
+            error = relative_error(got, wanted)
             if math.isnan(error):
                 return error
             worst = max(worst, error)
     return worst
+
+
+def as_float32(logits: NDArray[np.float32] | NDArray[np.uint16]) -> torch.Tensor:
+    """A runner's logits ``[rows, V]``; bfloat16 ones come as their bits."""
+    actual = torch.from_numpy(logits)
+    return actual.view(torch.bfloat16).float() if actual.dtype == torch.uint16 else actual
+
+
+def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
+    """L2 norm of the difference over that of ``wanted``; NaN where either holds one."""
+    return float(torch.linalg.vector_norm(got - wanted) / torch.linalg.vector_norm(wanted))
