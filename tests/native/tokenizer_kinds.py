@@ -1,6 +1,8 @@
-"""Small tokenizers of every kind, trained with the tokenizers package."""
+"""Small tokenizers of every kind, made with the tokenizers package; each is the same in every run."""
 
 import json
+import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,13 +74,17 @@ def _split_byte_level() -> Tokenizer:
     return tokenizer
 
 
-def _byte_fallback() -> Tokenizer:
+def _byte_fallback(alphabet: str = "".join(map(chr, range(33, 127))) + "▁") -> Tokenizer:
     specials = ["<unk>", "<s>", "</s>"]
     trained = Tokenizer(models.BPE(unk_token="<unk>"))
     trained.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    latin = [chr(code) for code in range(33, 127)] + ["▁"]
     trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=specials, initial_alphabet=latin, limit_alphabet=90, show_progress=False
+        vocab_size=300,
+        special_tokens=specials,
+        initial_alphabet=list(alphabet),
+        # A smaller limit would drop characters of the alphabet in the order of a hash map, another one in each run.
+        limit_alphabet=len(alphabet),
+        show_progress=False,
     )
     trained.train_from_iterator(CORPUS[:3], trainer)
     vocab = trained.get_vocab(with_added_tokens=False)
@@ -102,13 +108,31 @@ def _byte_fallback() -> Tokenizer:
     return tokenizer
 
 
+def _words(tokenizer: Tokenizer) -> list[str]:
+    """The words of the corpus after the tokenizer's first two stages, in alphabetical order."""
+    normalize = tokenizer.normalizer.normalize_str if tokenizer.normalizer else str
+    split = tokenizer.pre_tokenizer.pre_tokenize_str
+    return sorted({word for line in CORPUS for word, _ in split(normalize(line))})
+
+
+# Three vocabularies are put together here, for the trainers of their kinds order ties by hash: other ids in every run.
+
+
 def _wordpiece() -> Tokenizer:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     specials = ["[UNK]", "[CLS]", "[SEP]", "[PAD]", *CHAT_TOKENS]
-    tokenizer.train_from_iterator(CORPUS, trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials))
+    words = _words(tokenizer)
+    # Every character, with and without a start of a word, the words' first three characters and their last two.
+    characters = sorted({character for word in words for character in word})
+    pieces = [*specials, *characters, *(f"##{character}" for character in characters)]
+    pieces += [piece for word in words for piece in (word[:3], f"##{word[-2:]}") if len(word) > 2]
+    tokenizer.model = models.WordPiece(
+        {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}, unk_token="[UNK]"
+    )
+    tokenizer.add_special_tokens(specials)
     tokenizer.post_processor = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
     tokenizer.add_tokens([AddedToken("Fuchs", normalized=True)])
     return tokenizer
@@ -120,8 +144,16 @@ def _unigram() -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     specials = ["<unk>", "<s>", "</s>", *CHAT_TOKENS]
-    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=specials, unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    words = _words(tokenizer)
+    counts = Counter(
+        word[start : start + length]
+        for word in words
+        for length in (1, 2, 3)
+        for start in range(len(word) - length + 1)
+    )
+    pieces = [(piece, round(math.log(count / counts.total()), 6)) for piece, count in sorted(counts.items())]
+    tokenizer.model = models.Unigram([*((special, 0.0) for special in specials), *pieces], unk_id=0)
+    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
@@ -138,16 +170,24 @@ def _end_of_word() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.decoder = decoders.BPEDecoder()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<unk>", *CHAT_TOKENS], end_of_word_suffix="</w>", show_progress=False
+    specials = ["<unk>", *CHAT_TOKENS]
+    # Each word grows from its first character, one by one, to its end.
+    words = [[*word[:-1], f"{word[-1]}</w>"] for word in _words(tokenizer)]
+    merges = dict.fromkeys(
+        ("".join(word[:end]), word[end]) for word in words for end in range(1, len(word)) if len(word) < 6
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
+    characters = sorted({character for word in words for character in word})
+    pieces = dict.fromkeys([*specials, *characters, *(left + right for left, right in merges)])
+    tokenizer.model = models.BPE(
+        {piece: index for index, piece in enumerate(pieces)}, list(merges), unk_token="<unk>", end_of_word_suffix="</w>"
+    )
+    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
-def _odd_decoder(*chain: object) -> Callable[[], Tokenizer]:
+def _odd_decoder(*chain: object, **arguments: str) -> Callable[[], Tokenizer]:
     def build() -> Tokenizer:
-        tokenizer = _byte_fallback()
+        tokenizer = _byte_fallback(**arguments)
         tokenizer.decoder = decoders.Sequence(list(chain))
         return tokenizer
 
@@ -172,6 +212,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "regex-before-fuse": _odd_decoder(decoders.Replace(Regex("▁+"), " "), decoders.ByteFallback(), decoders.Fuse()),
     "ctc": _odd_decoder(decoders.CTC("<s>", "▁", cleanup=True)),
     "metaspace-after-fallback": _odd_decoder(decoders.ByteFallback(), decoders.Metaspace()),
+    # No entry for the space's sign, which therefore comes as three bytes and leaves the decoder as one.
+    "metaspace-of-bytes": _odd_decoder(decoders.ByteFallback(), decoders.Metaspace(), alphabet="abcdehilnorstuw.,!"),
 }
 
 

@@ -22,8 +22,9 @@ pub struct AlignedToken {
 ///
 /// The ranges follow one another without gap or overlap and cover the text. A token ends where the text of the tokens up
 /// to it ends, if what follows leaves that text as it is. Tokens that share a character, so that none of them but the
-/// last ends with text that stays, divide it by their bytes; where the text is not made of those bytes, the last one of
-/// them has it. A character that cannot be completed, shown as U+FFFD, belongs to the token that began it.
+/// last ends with text that stays, divide it by their bytes; where the text is not made of those bytes, because the
+/// decoder rewrote the character, the last one of them has it. A character that cannot be completed, shown as U+FFFD,
+/// belongs to the token that began it; only then do the bytes of the tokens differ from those of the text.
 pub struct Aligner {
     tokenizer: Arc<Tokenizer>,
     skip_special_tokens: bool,
@@ -127,7 +128,7 @@ impl Aligner {
             }
             let part = &self.text.as_bytes()[from..at];
             let bytes = match &pending.bytes {
-                Some(bytes) if held.is_none() && (group.len() > 1 || has_replacement(part)) => bytes.clone(),
+                Some(bytes) if held.is_none() && has_replacement(text) => bytes.clone(),
                 _ => part.to_vec(),
             };
             aligned.push(AlignedToken { id: pending.id, bytes, start: self.base + from, end: self.base + at });
