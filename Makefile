@@ -4,6 +4,7 @@
 #   PYTHON       Python 3.11 or newer that creates it       (python3)
 #   TORCH_INDEX  index to take torch from, for a build without CUDA or for another CUDA release
 #   ARGS         further flags for `make serve`
+#   TEST_PROCESSES  Python tests that run at once           (2)
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,6 +14,7 @@ MAKEFLAGS += --no-print-directory
 VENV ?= .venv
 PYTHON ?= python3
 ARGS ?=
+TEST_PROCESSES ?= 2
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 RUST := tools/with_rust.sh
@@ -66,7 +68,9 @@ test-rust: $(VENV)/.dev ## Run the Rust tests
 	$(RUST) cargo test --release --locked --workspace
 
 test-python: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Run the Python tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos
+	# What faults do is watched alone: neighbours would only add load to promises of time.
+	$(BIN)/python -m pytest tests/chaos
 
 test-wheel: $(VENV)/.dev ## Build the wheel with plain pip and import it in a clean environment
 	$(RUST) $(BIN)/python tools/check_wheel.py

@@ -5,6 +5,7 @@
 
 import os
 import sys
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -19,10 +20,31 @@ settings.register_profile("deep", parent=settings.get_profile("quick"), max_exam
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Says what the numbers were computed with, because the last bits of a float32 sum depend on it."""
+_NUMBERS = "numbers"
+_numbers: set[str] = set()
+
+
+def _computed_with() -> str:
     line = f"vector instructions: kernels {_native.kernel_levels()[-1]}"
     # Not for it alone: a test of the client needs no torch.
     if (torch := sys.modules.get("torch")) is not None:
         line += f", torch {torch.backends.cpu.get_cpu_capability()}; {torch.get_num_threads()} torch threads"
-    terminalreporter.write_line(line)
+    return line
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a process of pytest-xdist: hands the line over to the one that prints."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output[_NUMBERS] = _computed_with()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes it from there."""
+    _numbers.add(getattr(node, "workeroutput", {}).get(_NUMBERS, "a test process ended before its time"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Says what the numbers were computed with, because the last bits of a float32 sum depend on it."""
+    for line in sorted(_numbers) or [_computed_with()]:
+        terminalreporter.write_line(line)
