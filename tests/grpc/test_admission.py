@@ -17,7 +17,7 @@ from test_statuses import Failed, check_common, failure
 from tokenwire.config import LimitsConfig, SecurityConfig
 from tokenwire.engine.handle import EngineState
 from tokenwire.security.keys import hash_of, new_key
-from tokenwire.v1 import generation_service_pb2, model_service_pb2
+from tokenwire.v1 import generation_pb2, generation_service_pb2, model_service_pb2
 
 Start = Callable[..., Awaitable[Service]]
 KEYS = {name: new_key() for name in ("alice", "bob", "nightly", "first")}
@@ -322,22 +322,48 @@ async def test_a_deadline_or_a_cancel_in_the_queue_never_reaches_the_engine(star
     assert [prompt_of(each) for each in service.engine.streams] == ["runs"]
 
 
-async def test_a_deadline_aware_request_is_handed_over_in_time(start: Start) -> None:
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream", "GenerateBatch", "Chat", "ChatStream"])
+async def test_a_deadline_aware_request_that_waits_too_long_gets_an_empty_answer(start: Start, method: str) -> None:
+    """Shortly before its deadline, from the front: the engine, which may be busy until later, never sees it."""
     service = await start(FakeEngine(), service_config(max_running=1))
-    calls = Calls(service)
-    calls.send("runs")
-    await calls.next_start()
-    aware = calls.send("aware", timeout=20, config={"deadline_aware": True})
-    soon = calls.send("soon", timeout=0.6, config={"deadline_aware": True})
-    stream = await calls.next_start()
-    assert prompt_of(stream) == "soon"
-    stream.answer("", "deadline")
-    await asyncio.wait([soon])
-    aware.cancel()
+    running = asyncio.ensure_future(service.generation.Generate(generate_request("runs")))
+    stream = await service.engine.submitted.get()
+    config = generation_pb2.GenerationConfig(deadline_aware=True, do_sample=True, num_return_sequences=3)
+    output = generation_pb2.OutputOptions(token_details=True, logprobs=0)
+    common = {"generation_config": config, "output": output}
+    prompt = generation_service_pb2.Prompt(text="late")
+    requests = {
+        "Generate": generation_service_pb2.GenerateRequest(prompt=prompt, **common),
+        "GenerateBatch": generation_service_pb2.GenerateBatchRequest(prompts=[prompt] * 9, **common),
+        "Chat": generation_service_pb2.ChatRequest(conversation=conversation(("user", "late")), **common),
+    }
+    call = getattr(service.generation, method)(requests[method.removesuffix("Stream")], timeout=4.0)
+    if method.endswith("Stream"):
+        events = [event async for event in call]
+        assert [event.WhichOneof("event") for event in events] == ["start", "finish", "finish", "finish"]
+        answers = [[event.finish for event in events[1:]]]
+    else:
+        answer = await call
+        wholes = {
+            "Generate": lambda: [answer.sequences],
+            "GenerateBatch": lambda: [item.response.sequences for item in answer.items],
+            "Chat": lambda: [[choice.sequence for choice in answer.choices]],
+        }[method]()
+        assert {sequence.text for sequences in wholes for sequence in sequences} == {""}
+        answers = [[sequence.finish for sequence in sequences] for sequences in wholes]
+    assert len(answers) == (9 if method == "GenerateBatch" else 1)
+    for finishes in answers:
+        assert [finish.sequence_index for finish in finishes] == [0, 1, 2]
+        for finish in finishes:
+            assert finish.reason == generation_pb2.FINISH_REASON_DEADLINE
+            assert finish.usage.completion_token_count == 0
+            assert finish.usage.prompt_token_count >= 4
+            assert 0 < finish.timings.queue_ms <= 4000
+            assert (finish.timings.prefill_ms, finish.timings.decode_ms) == (0, 0)
+    assert len(service.engine.streams) == 1
     await until_waiting(service, 0)
-    for task in calls.tasks:
-        task.cancel()
-    await asyncio.wait(calls.tasks)
+    stream.answer("x")
+    await running
 
 
 async def test_time_in_the_queue_counts_for_max_time(start: Start) -> None:

@@ -16,6 +16,7 @@ from tokenwire.admission.fair_queue import FairQueue, Place
 from tokenwire.admission.waiting import WaitingStream
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import EngineHandle, EngineState, EngineStream, TokenStream
+from tokenwire.engine.protocol import Delta, Finish
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import EngineUnavailableError, QueueFullError, QueueTimeoutError, TokenwireError
 from tokenwire.security.callers import Caller, Priority
@@ -27,7 +28,8 @@ _GONE = (EngineState.LOADING, EngineState.DRAINING, EngineState.STOPPED)
 """States in which nothing that waits will start soon."""
 
 _DEADLINE_MARGIN_S = 0.5
-"""So long before its deadline a deadline-aware request goes to the engine, which ends it in time."""
+"""So long before its deadline, but not before half of its time is over, a deadline-aware request that still waits gets
+an empty answer: time for its way to the caller. Not from the engine, which may be in a pass that takes longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -193,9 +195,9 @@ class Admission:
             error = QueueTimeoutError(limit_s, RETRY_AFTER_S)
             request.timers.append(loop.call_later(limit_s, lambda: self._leave(request, error)))
         if request.deadline is not None:
-            # Its answer is to end shortly before the deadline, with what there is: that is the engine's work.
-            in_s = max(0.0, request.deadline - now - _DEADLINE_MARGIN_S)
-            request.timers.append(loop.call_later(in_s, lambda: self._hand_over(request)))
+            left_s = max(0.0, request.deadline - now)
+            in_s = left_s - min(_DEADLINE_MARGIN_S, left_s / 2)
+            request.timers.append(loop.call_later(in_s, lambda: self._end_empty(request)))
         return request.waiting
 
     def _unqueue(self, request: _Request) -> None:
@@ -215,6 +217,12 @@ class Admission:
         self._return_tokens(request, request.reserved)
         if error is not None and request.waiting is not None:
             request.waiting.fail(error)
+
+    def _end_empty(self, request: _Request) -> None:
+        """Its deadline is near, and it asked for what there is by then: nothing."""
+        if request.waiting is not None:
+            request.waiting.end(_empty_answer(request, self._clock() - request.queued_at))
+        self._leave(request, None)
 
     def _fail_waiting(self, message: str) -> None:
         for request in list(self._queue):
@@ -246,10 +254,6 @@ class Admission:
         if not self._filling and self.num_waiting:
             self._filling = True
             asyncio.get_running_loop().call_soon(self._fill)
-
-    def _hand_over(self, request: _Request) -> None:
-        self._queue.remove(request, request.place)
-        self._begin(request)
 
     def _begin(self, request: _Request) -> None:
         """Give the engine a request that has waited."""
@@ -302,3 +306,19 @@ class Admission:
     def _return_tokens(request: _Request, count: int) -> None:
         if request.use.bucket is not None:
             request.use.bucket.give_back(max(count, 0))
+
+
+def _empty_answer(request: _Request, waited_s: float) -> list[Delta]:
+    """What a request that never started has, sequence by sequence."""
+    finish = Finish(
+        reason="deadline",
+        stop_string=None,
+        stop_token_id=None,
+        # The one that is healed is one of the prompt, and comes apart from it.
+        prompt_token_count=len(request.prompt_ids) + (request.settings.healed_token_id is not None),
+        completion_token_count=0,
+        queue_ms=waited_s * 1000,
+        prefill_ms=0.0,
+        decode_ms=0.0,
+    )
+    return [Delta(0, [], "", [], finish, index) for index in range(request.settings.num_return_sequences)]
