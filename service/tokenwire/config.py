@@ -33,6 +33,10 @@ MAX_LOGPROBS = 100
 """Most likely tokens of one place, whatever an operator allows: those of a prompt of 128k tokens, of some 15 bytes
 each, still fit into one frame between the engine and the front."""
 
+MAX_RETURN_SEQUENCES = 63
+"""Sequences of one request, whatever an operator allows: for a reader that lags one unread message is held for each,
+and one is in a write, which makes the 64 that are promised."""
+
 _COUNT = Number(gte=0, lte=2**31 - 1)
 _FRACTION = Number(gt=0, lte=1)
 _SECONDS = Number(gte=0, lte=86_400)
@@ -209,8 +213,10 @@ class LimitsConfig:
     """Entries of logit_bias."""
     max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=Number(gte=0, lte=MAX_LOGPROBS))] = 20
     """Most likely tokens whose log probabilities may be asked for, of the answer or of the prompt."""
-    max_return_sequences: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
-    """Largest num_return_sequences."""
+    max_return_sequences: Annotated[
+        int, Parameter(group=_LIMITS, validator=Number(gte=1, lte=MAX_RETURN_SEQUENCES))
+    ] = 16
+    """Largest num_return_sequences. Of each sequence one unread message is held for a reader that lags."""
     max_beams: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
     """Largest num_beams; never more than max_running, since all beams advance together."""
     max_messages: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1024
@@ -223,6 +229,12 @@ class LimitsConfig:
     """Variables that one conversation gives its chat template."""
     max_message_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 4 * 1024 * 1024
     """Bytes of one request message."""
+    resume_window: Annotated[float, Parameter(group=_LIMITS, validator=Number(gte=0, lte=86_400))] = 0.0
+    """Seconds for which a resumable stream is kept, and goes on generating, after its client was lost. 0: none are."""
+    max_retained_stream_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 2 * 1024 * 1024
+    """Bytes of one stream that are kept to be resumed; one that outgrows them goes on, but cannot be resumed."""
+    max_retained_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 64 * 1024 * 1024
+    """Bytes of all streams that are kept to be resumed. Above them the caller who holds most loses a stream."""
 
 
 @Parameter(name="*")

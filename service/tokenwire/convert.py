@@ -155,6 +155,9 @@ def limits_of(limits: LimitsConfig, *, max_sequence_tokens: int, max_running: in
         max_message_bytes=limits.max_message_bytes,
         max_document_count=limits.max_documents,
         max_template_variable_count=limits.max_template_variables,
+        resume_window_ms=round(limits.resume_window * 1000),
+        max_retained_stream_bytes=limits.max_retained_stream_bytes,
+        max_retained_bytes=limits.max_retained_bytes,
     )
 
 

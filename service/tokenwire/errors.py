@@ -14,6 +14,11 @@ TokenwireError
 │   ├── CallerLimitError      a limit of the caller's own; try again later
 │   ├── QueueTimeoutError     waited too long for its turn
 │   ├── SlowReaderError       the client stopped reading its stream
+│   ├── UnknownStreamError    no stream of that id can be resumed by this caller
+│   ├── StreamExistsError     the caller has a resumable stream of that id already
+│   ├── PositionError         a place in a stream that is beyond what was generated
+│   ├── StreamTakenOverError  another call reads the stream now
+│   ├── DeadlinePassedError   the deadline of the call that began a stream passed
 │   ├── RowFailedError        the model gave this row no usable logits
 │   ├── StepFailedError       computing it raised
 │   └── RequestAbortedError   cancelled by its caller
@@ -162,6 +167,44 @@ class SlowReaderError(RequestError):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(f"the stream was not read for {timeout_s:g} s and was cut off")
         self.timeout_s = timeout_s
+
+
+class UnknownStreamError(RequestError):
+    """No stream of that id can be resumed: unknown, another caller's, given up, too large. Never says which."""
+
+    def __init__(self) -> None:
+        super().__init__("no stream of this request id can be resumed")
+
+
+class StreamExistsError(RequestError):
+    """The caller has a resumable stream of that request id."""
+
+    def __init__(self) -> None:
+        super().__init__("a resumable stream of this request id exists; resume or cancel it, or send another id")
+
+
+class PositionError(RequestError):
+    """A position of ResumeStream lies beyond what was generated."""
+
+    def __init__(self, field: str, limit: int, value: int) -> None:
+        super().__init__(f"{field}: must be at most {limit}, what was generated so far, got {value}")
+        self.field = field
+        self.limit = limit
+        self.value = value
+
+
+class StreamTakenOverError(RequestError):
+    """Another call resumed the stream."""
+
+    def __init__(self) -> None:
+        super().__init__("the stream was resumed by another call")
+
+
+class DeadlinePassedError(RequestError):
+    """The deadline of the call that began a resumable stream passed, and its answer ended there."""
+
+    def __init__(self) -> None:
+        super().__init__("the deadline of the call that began this stream passed")
 
 
 class RowFailedError(RequestError):

@@ -157,6 +157,7 @@ class Server:
                 await self._unless_stopped_now(server.stop(CLOSING_GRACE_S))
             await engine.stop()
             await server.stop(STOP_NOW_GRACE_S)
+            backend.retention.close()
             await _cancel(*refreshing)
             logger.info("stopped")
 

@@ -15,18 +15,23 @@ from google.rpc import error_details_pb2, status_pb2
 
 from tokenwire.errors import (
     CallerLimitError,
+    DeadlinePassedError,
     EngineUnavailableError,
     InvalidRequestError,
     PermissionDeniedError,
+    PositionError,
     QueueFullError,
     QueueTimeoutError,
     RequestAbortedError,
     RowFailedError,
     SlowReaderError,
     StepFailedError,
+    StreamExistsError,
+    StreamTakenOverError,
     UnauthenticatedError,
     UnknownModelError,
     UnknownServiceError,
+    UnknownStreamError,
     UnsupportedError,
     Violation,
 )
@@ -164,6 +169,16 @@ STATUSES: dict[type[Exception], Callable[[Any], Refusal]] = {
     CallerLimitError: _caller_limit,
     QueueTimeoutError: _queue_timeout,
     SlowReaderError: _slow_reader,
+    UnknownStreamError: lambda error: Refusal(grpc.StatusCode.NOT_FOUND, str(error), "STREAM_NOT_FOUND"),
+    StreamExistsError: lambda error: Refusal(grpc.StatusCode.ALREADY_EXISTS, str(error), "STREAM_EXISTS"),
+    PositionError: lambda error: Refusal(
+        grpc.StatusCode.OUT_OF_RANGE,
+        str(error),
+        "POSITION_OUT_OF_RANGE",
+        {"field": error.field, "limit": str(error.limit), "value": str(error.value)},
+    ),
+    StreamTakenOverError: lambda error: Refusal(grpc.StatusCode.ABORTED, str(error), "STREAM_TAKEN_OVER"),
+    DeadlinePassedError: lambda error: Refusal(grpc.StatusCode.DEADLINE_EXCEEDED, str(error), "DEADLINE_PASSED"),
     RowFailedError: lambda _: Refusal(
         grpc.StatusCode.INTERNAL, "the model gave this request no usable logits", "ROW_FAILED"
     ),

@@ -202,3 +202,28 @@ def check_negative_prompts(request: generation_service_pb2.GenerateBatchRequest,
     if count not in (0, num_prompts):
         rule = f"must be empty, or have one for each of the {num_prompts} prompts"
         violations.add("negative_prompts", rule, Verbatim(f"{count} prompts"))
+
+
+def check_request_id(request_id: str) -> None:
+    """Check that a request is named. Raises InvalidRequestError."""
+    violations = Violations()
+    if not request_id:
+        violations.add("request_id", "must not be empty", "")
+    violations.check()
+
+
+def check_positions(request: generation_service_pb2.ResumeStreamRequest, limits: LimitsConfig) -> None:
+    """Check what can be told without the stream. Raises InvalidRequestError."""
+    check_request_id(request.request_id)
+    violations = Violations()
+    if within(request.positions, limits.max_return_sequences, violations, "positions", "positions"):
+        seen = set()
+        for place, position in enumerate(request.positions):
+            for name in ("sequence_index", "text_bytes", "token_count"):
+                if getattr(position, name) < 0:
+                    violations.add(f"positions[{place}].{name}", "must be at least 0", getattr(position, name))
+            if position.sequence_index in seen:
+                rule = "must differ from those of the other positions"
+                violations.add(f"positions[{place}].sequence_index", rule, position.sequence_index)
+            seen.add(position.sequence_index)
+    violations.check()

@@ -295,6 +295,12 @@ class FakeServer:
     def ChatStream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
         yield from self._stream(request, context, generation_service_pb2.ChatStreamResponse)
 
+    def ResumeStream(self, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:  # noqa: N802
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this server keeps no streams")
+
+    def CancelStream(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
+        context.abort(grpc.StatusCode.FAILED_PRECONDITION, "this server keeps no streams")
+
     def Tokenize(self, request: Any, context: grpc.ServicerContext) -> Any:  # noqa: N802
         self._receive(request, context)
         tokens, end = [], 0

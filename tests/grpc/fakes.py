@@ -226,6 +226,7 @@ class FakeStream:
         if not self.finished:
             self.closed.set()
             self._leave()
+            self._wake.set()
 
 
 Script = Callable[[FakeStream], None]

@@ -119,6 +119,9 @@ OTHER: dict[str, tuple[str, Any]] = {
     "max_documents": ("20", 20),
     "max_template_variables": ("21", 21),
     "max_message_bytes": ("19", 19),
+    "resume_window": ("1.5", 1.5),
+    "max_retained_stream_bytes": ("26", 26),
+    "max_retained_bytes": ("27", 27),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }

@@ -8,6 +8,7 @@ from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.engine.protocol import ModelInfo
 from tokenwire.errors import EngineUnavailableError
 from tokenwire.security.callers import Caller
+from tokenwire.servicers.retention import Retention
 from tokenwire.servicers.text import Text
 from tokenwire.validation import MIN_TEXT_BYTES, Bounds, check_model
 
@@ -48,6 +49,7 @@ class Backend:
     ) -> None:
         self.engine = engine
         self.admission = Admission(engine, limits, max_running=max_running)
+        self.retention = Retention(limits)
         self.limits = limits
         self.slow_reader_timeout_s = slow_reader_timeout_s
         self.draining = False

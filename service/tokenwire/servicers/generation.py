@@ -1,13 +1,17 @@
 """GenerationService: prompts and conversations in, text out."""
 
-from contextlib import closing
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, closing
 from typing import Any
 
+from tokenwire import validation
 from tokenwire.call import current_call
 from tokenwire.servicers.backend import Backend, Served
 from tokenwire.servicers.batch import Batch
-from tokenwire.servicers.preparation import Collected, Prepared, collect, prepare_chat, prepare_prompt
-from tokenwire.servicers.sequences import StreamResponse
+from tokenwire.servicers.event_log import Position
+from tokenwire.servicers.preparation import Collected, Prepared, collect, events_of, prepare_chat, prepare_prompt
+from tokenwire.servicers.retention import RetainedStream
+from tokenwire.servicers.sequences import StreamEvent, StreamResponse
 from tokenwire.servicers.streaming import SlowReaderGuard
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2_grpc
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -25,8 +29,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Generate from one prompt, as events."""
+        self._check_resumable(request)
         prepared = await prepare_prompt(self._served(request), request, is_streaming=True)
-        await self._stream(prepared, context, pb.GenerateStreamResponse)
+        await self._stream(prepared, context, pb.GenerateStreamResponse, resumable=request.resumable)
 
     async def GenerateBatch(  # noqa: N802
         self, request: pb.GenerateBatchRequest, context: Any
@@ -42,8 +47,26 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
 
     async def ChatStream(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Answer a conversation, as events."""
+        self._check_resumable(request)
         prepared = await prepare_chat(self._served(request), request, is_streaming=True)
-        await self._stream(prepared, context, pb.ChatStreamResponse)
+        await self._stream(prepared, context, pb.ChatStreamResponse, resumable=request.resumable)
+
+    async def ResumeStream(self, request: pb.ResumeStreamRequest, context: Any) -> None:  # noqa: N802
+        """Go on with a stream whose call was lost."""
+        validation.check_positions(request, self._backend.limits)
+        stream = self._backend.retention.find(current_call().caller, request.request_id)
+        rest, place = stream.rest([(each.sequence_index, position_of(each)) for each in request.positions])
+        response = pb.ResumeStreamResponse
+        with self._reader(context) as out, stream.attached(out):
+            await self._write(out, stream.events(rest, place, response), response(start=stream.start))
+
+    async def CancelStream(  # noqa: N802
+        self, request: pb.CancelStreamRequest, context: Any
+    ) -> pb.CancelStreamResponse:
+        """End a resumable stream and forget it."""
+        validation.check_request_id(request.request_id)
+        self._backend.retention.find(current_call().caller, request.request_id).cancel()
+        return pb.CancelStreamResponse()
 
     def _served(self, request: pb.GenerateRequest | pb.GenerateBatchRequest | pb.ChatRequest) -> Served:
         return self._backend.serving(request.model, current_call().caller)
@@ -51,28 +74,48 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
     async def _answer(self, prepared: Prepared) -> Collected:
         return await collect(prepared, prepared.submit(self._backend.admission))
 
-    async def _stream(self, prepared: Prepared, context: Any, response: StreamResponse) -> None:
+    def _check_resumable(self, request: pb.GenerateRequest | pb.ChatRequest) -> None:
+        if request.resumable:
+            call = current_call()
+            self._backend.retention.check_new(call.caller, call.request_id)
+
+    def _reader(self, context: Any) -> SlowReaderGuard:
+        return SlowReaderGuard(context, self._backend.slow_reader_timeout_s)
+
+    async def _stream(self, prepared: Prepared, context: Any, response: StreamResponse, *, resumable: bool) -> None:
         call = current_call()
-        writers = prepared.writers(response)
+        if resumable:
+            # Again: its twin may have come while this one was tokenized.
+            self._backend.retention.check_new(call.caller, call.request_id)
         # Submitted before anything is written, so that a refusal is a plain status.
-        with (
-            closing(prepared.submit(self._backend.admission)) as stream,
-            SlowReaderGuard(context, self._backend.slow_reader_timeout_s) as out,
-        ):
-            await out.write(response(start=prepared.start))
-            num_finished = 0
-            async for delta in stream:
-                call.count(len(delta.token_ids))
-                writer = writers[delta.sequence_index]
-                if delta.prompt_logprobs:
-                    await writer.score_prompt(delta)
-                event = writer.push(delta)
-                if event is not None:
-                    await out.write(event)
-                if delta.finish is not None:
-                    num_finished += 1
-                    await out.write(response(finish=prepared.finish_of(delta.finish, delta.sequence_index)))
-            prepared.check_all_finished(num_finished)
+        stream = prepared.submit(self._backend.admission)
+        if resumable:
+            kept = RetainedStream(
+                prepared.start,
+                stream,
+                events_of(prepared, stream, response),
+                num_sequences=prepared.resolved.settings.num_return_sequences,
+                deadline=call.deadline,
+            )
+            with self._reader(context) as out, kept.attached(out):
+                self._backend.retention.add(call.caller, kept)
+                await self._write(out, kept.events([], 0, response), response(start=prepared.start))
+        else:
+            with closing(stream), self._reader(context) as out:
+                await self._write(out, events_of(prepared, stream, response), response(start=prepared.start))
+
+    @staticmethod
+    async def _write(out: SlowReaderGuard, events: AsyncGenerator[StreamEvent, None], start: StreamEvent) -> None:
+        async with aclosing(events):
+            await out.write(start)
+            async for event in events:
+                await out.write(event)
+
+
+def position_of(message: pb.StreamPosition) -> Position:
+    """How much of a sequence its reader has."""
+    token_count = message.token_count if message.HasField("token_count") else None
+    return Position(message.text_bytes, token_count, message.is_finished)
 
 
 def choice_of(sequence: generation_pb2.GeneratedSequence, text: str) -> pb.ChatChoice:

@@ -1,5 +1,6 @@
 """From a request message to a submitted request, and from its deltas to a whole answer."""
 
+from collections.abc import AsyncGenerator
 from contextlib import closing
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from tokenwire.security.callers import Priority
 from tokenwire.servicers.backend import Served
 from tokenwire.servicers.healing import heal
 from tokenwire.servicers.pitfalls import prompt_notes
-from tokenwire.servicers.sequences import Echo, SequenceWriter, StreamResponse, TokenDetails
+from tokenwire.servicers.sequences import Echo, SequenceWriter, StreamEvent, StreamResponse, TokenDetails
 from tokenwire.servicers.text import off_loop
 from tokenwire.servicers.tokenizer import render
 from tokenwire.v1 import generation_pb2, generation_service_pb2
@@ -167,6 +168,8 @@ def _checked(
     Raises InvalidRequestError, PermissionDeniedError, UnsupportedError.
     """
     output = output_of(request.output)
+    if request.resumable and not shape.is_streaming:
+        violations.add("resumable", "must be false in a call that does not stream", True)
     asked = validation.check_priority(request.priority, violations)
     if request.HasField("negative_prompt"):
         validation.check_prompt(request.negative_prompt, served.bounds, violations, "negative_prompt")
@@ -286,6 +289,27 @@ async def _echo_of(served: Served, prompt: EncodedPrompt, output: Output) -> str
         return prompt.text
     ids, skip = prompt.token_ids, output.skip_special_tokens
     return await off_loop(len(ids), lambda: served.text.decode(ids, skip_special_tokens=skip))
+
+
+async def events_of(
+    prepared: Prepared, stream: TokenStream, response: StreamResponse
+) -> AsyncGenerator[StreamEvent, None]:
+    """The deltas and finishes of an answer, as events of a stream. Closes nothing."""
+    call = current_call()
+    writers = prepared.writers(response)
+    num_finished = 0
+    async for delta in stream:
+        call.count(len(delta.token_ids))
+        writer = writers[delta.sequence_index]
+        if delta.prompt_logprobs:
+            await writer.score_prompt(delta)
+        event = writer.push(delta)
+        if event is not None:
+            yield event
+        if delta.finish is not None:
+            num_finished += 1
+            yield response(finish=prepared.finish_of(delta.finish, delta.sequence_index))
+    prepared.check_all_finished(num_finished)
 
 
 async def collect(prepared: Prepared, stream: TokenStream) -> Collected:

@@ -9,8 +9,16 @@ from tokenwire.engine.protocol import Delta
 from tokenwire.servicers.text import AlignedToken, Text
 from tokenwire.v1 import generation_pb2, generation_service_pb2
 
-StreamResponse = type[generation_service_pb2.GenerateStreamResponse] | type[generation_service_pb2.ChatStreamResponse]
-StreamEvent = generation_service_pb2.GenerateStreamResponse | generation_service_pb2.ChatStreamResponse
+StreamEvent = (
+    generation_service_pb2.GenerateStreamResponse
+    | generation_service_pb2.ChatStreamResponse
+    | generation_service_pb2.ResumeStreamResponse
+)
+StreamResponse = (
+    type[generation_service_pb2.GenerateStreamResponse]
+    | type[generation_service_pb2.ChatStreamResponse]
+    | type[generation_service_pb2.ResumeStreamResponse]
+)
 
 _BORDER_TOKENS = 8
 """Tokens of the prompt's end that decide what text lies between prompt and answer: more than any character has."""

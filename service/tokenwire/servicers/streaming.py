@@ -11,6 +11,8 @@ from tokenwire.errors import RequestAbortedError, SlowReaderError
 class SlowReaderGuard:
     """Cuts a stream off whose writes have stood still for ``timeout_s``: a reader that stopped must not hold a row.
 
+    Others may cut it off as well, for their own reasons.
+
     One timer per stream, looked at when it fires, so that a write costs two assignments.
     """
 
@@ -18,7 +20,7 @@ class SlowReaderGuard:
         self._context = context
         self._timeout_s = timeout_s
         self._write_began: float | None = None
-        self._cut_off = False
+        self._error: Exception | None = None
 
     async def write(self, message: Any) -> None:
         """Send one message; waits while the client's window is full. Raises RequestAbortedError once it is gone."""
@@ -43,12 +45,17 @@ class SlowReaderGuard:
         now = self._loop.time()
         since = now if self._write_began is None else self._write_began
         if now - since >= self._timeout_s:
-            self._cut_off = True
-            self._task.cancel()
+            self.cut_off(SlowReaderError(self._timeout_s))
         else:
             self._timer = self._loop.call_at(since + self._timeout_s, self._look)
 
+    def cut_off(self, error: Exception) -> None:
+        """End the call with ``error``, also where it is in a write that never ends. The first one counts."""
+        if self._error is None:
+            self._error = error
+            self._task.cancel()
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
-        if self._cut_off and self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
-            raise SlowReaderError(self._timeout_s) from None
+        if self._error is not None and self._task.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
+            raise self._error from None
