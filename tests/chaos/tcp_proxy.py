@@ -27,8 +27,11 @@ class TcpProxy:
         self._discards = True
 
     def cut(self) -> None:
-        """Reset all connections."""
-        for writer in self._writers:
+        """Reset all connections that there are; new ones are let through."""
+        writers, self._writers = self._writers, []
+        for writer in writers:
+            if writer.transport.is_closing():
+                continue
             sock: socket.socket = writer.get_extra_info("socket")
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             writer.transport.abort()

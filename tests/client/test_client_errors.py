@@ -20,6 +20,8 @@ CLASSES: list[tuple[str, type[tw.TokenwireError]]] = [
     ("FAILED_PRECONDITION", tw.FailedPrecondition),
     ("RESOURCE_EXHAUSTED", tw.ResourceExhausted),
     ("UNAVAILABLE", tw.Unavailable),
+    ("ALREADY_EXISTS", tw.AlreadyExists),
+    ("ABORTED", tw.Aborted),
     ("DEADLINE_EXCEEDED", tw.DeadlineExceeded),
     ("CANCELLED", tw.Cancelled),
     ("UNAUTHENTICATED", tw.Unauthenticated),

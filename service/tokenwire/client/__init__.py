@@ -15,6 +15,8 @@ Importing this needs neither torch nor transformers.
 from tokenwire.client.async_client import AsyncClient, AsyncStream
 from tokenwire.client.channel import DEFAULT_TARGET
 from tokenwire.client.errors import (
+    Aborted,
+    AlreadyExists,
     Cancelled,
     ConnectionFailed,
     DeadlineExceeded,
@@ -59,6 +61,7 @@ from tokenwire.client.types import (
     ModelLimits,
     RenderedChat,
     SpecialToken,
+    StreamPosition,
     SynthIdTextWatermark,
     Token,
     ToolCall,
@@ -66,6 +69,8 @@ from tokenwire.client.types import (
 
 __all__ = [
     "DEFAULT_TARGET",
+    "Aborted",
+    "AlreadyExists",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",
@@ -100,6 +105,7 @@ __all__ = [
     "SpecialToken",
     "Start",
     "Stream",
+    "StreamPosition",
     "SynthIdTextWatermark",
     "Timings",
     "Token",

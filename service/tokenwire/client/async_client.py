@@ -1,6 +1,7 @@
 """The asyncio face of the client."""
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -40,29 +41,36 @@ class AsyncStream(StreamBase):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._opened().cancel()
+        forgetting = self._forget()
+        if forgetting is not None:
+            with contextlib.suppress(grpc.RpcError):
+                await forgetting
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> results.Delta:
         while (message := await self._read()) is not None:
-            if (delta := self._record.take(message)) is not None:
+            if (delta := self._take(message)) is not None:
                 return delta
         self._check_finish()
         raise StopAsyncIteration
 
     async def _read(self) -> Any:
-        try:
-            message = await self._opened().read()
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-        except asyncio.CancelledError:
-            # grpc.aio raises this for its own cancel as well as for a cancelled task; only the latter may pass.
-            task = asyncio.current_task()
-            if self._cancelled and not (task and task.cancelling()):
-                raise Cancelled("the answer was stopped") from None
-            raise
-        return None if message is _EOF else message
+        while True:
+            try:
+                message = await self._opened().read()
+                return None if message is _EOF else message
+            except grpc.RpcError as error:
+                pause_s = self._pause_before_resuming(self._error(error))
+            except asyncio.CancelledError:
+                # grpc.aio raises this for its own cancel as well as for a cancelled task; only the latter may pass.
+                task = asyncio.current_task()
+                if self._cancelled and not (task and task.cancelling()):
+                    raise Cancelled("the answer was stopped") from None
+                raise
+            await asyncio.sleep(pause_s)
+            self._reopen()
 
     async def text(self) -> str:
         """Read to the end; return the whole text, of several the first."""
@@ -129,6 +137,15 @@ class AsyncClient:
     def chat_stream(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> AsyncStream:
         """Answer a conversation piece by piece."""
         return AsyncStream(self._connection, calls.chat_stream(messages, options))
+
+    def resume(
+        self, request_id: str, positions: Sequence[types.StreamPosition] = (), **options: Unpack[types.ResumeOptions]
+    ) -> AsyncStream:
+        """Go on with a resumable stream behind ``positions``. Default: from its beginning.
+
+        ``text_so_far`` and ``result`` lack what lies before them. Entering raises NotFound where it cannot be resumed.
+        """
+        return AsyncStream(self._connection, calls.resume(request_id, positions, options), tuple(positions))
 
     async def tokenize(self, text: str, **options: Unpack[types.TokenizeOptions]) -> list[types.Token]:
         """Split a text into tokens."""

@@ -1,7 +1,7 @@
 """One value per call: its method, its request and how its reply is read. No I/O: both faces of the client share it."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from tokenwire.client import requests, responses, results, types
@@ -56,7 +56,10 @@ def _generate_request(prompt: types.Prompt, options: types.PromptOptions) -> gen
     special_tokens = requests.given(options, _SPECIAL_TOKENS)
     message = requests.prompt_message(prompt, "prompt", **special_tokens)
     return generation_service_pb2.GenerateRequest(
-        prompt=message, negative_prompt=_negative_prompt(options, **special_tokens), **_generating(options)
+        prompt=message,
+        negative_prompt=_negative_prompt(options, **special_tokens),
+        resumable=options.get("resumable", False),
+        **_generating(options),
     )
 
 
@@ -65,6 +68,7 @@ def _chat_request(messages: types.Messages, options: types.ChatOptions) -> gener
     return generation_service_pb2.ChatRequest(
         conversation=_conversation(messages, options),
         negative_prompt=_negative_prompt(options),
+        resumable=options.get("resumable", False),
         **_generating(options),
     )
 
@@ -109,6 +113,21 @@ def chat(messages: types.Messages, options: types.ChatOptions) -> UnaryCall[resu
 def chat_stream(messages: types.Messages, options: types.ChatOptions) -> Call:
     """ChatStream."""
     return Call("ChatStream", _chat_request(messages, options), options)
+
+
+def resume(request_id: str, positions: Iterable[types.StreamPosition], options: Mapping[str, Any]) -> Call:
+    """ResumeStream. Besides ResumeOptions, a request id to log it under."""
+    requests.check_option_names(options, types.ResumeOptions.__optional_keys__ | {"request_id"})
+    request = generation_service_pb2.ResumeStreamRequest(
+        request_id=request_id,
+        positions=[generation_service_pb2.StreamPosition(**asdict(position)) for position in positions],
+    )
+    return Call("ResumeStream", request, {"resumable": True, **options})
+
+
+def cancel(request_id: str, options: Mapping[str, Any]) -> Call:
+    """CancelStream."""
+    return Call("CancelStream", generation_service_pb2.CancelStreamRequest(request_id=request_id), options)
 
 
 def tokenize(text: str, options: types.TokenizeOptions) -> UnaryCall[list[types.Token]]:

@@ -173,3 +173,14 @@ class Connection:
         """Begin a call; what comes back is gRPC's, to be read or awaited."""
         self._open()
         return self._methods[call.method](call.request, **self._settings.call_arguments(call.options))
+
+    def start_unary(self, call: Call) -> Any:
+        """Begin a unary call without waiting for it; gives a grpc.Future, or what grpc.aio awaits."""
+        self._open()
+        method = self._methods[call.method]
+        return getattr(method, "future", method)(call.request, **self._settings.call_arguments(call.options))
+
+    def timeout_of(self, call: Call) -> float | None:
+        """Seconds that ``call`` may take."""
+        timeout: float | None = self._settings.call_arguments(call.options)["timeout"]
+        return timeout

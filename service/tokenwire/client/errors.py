@@ -2,7 +2,9 @@
 
 TokenwireError                 base; ``request_id`` finds the call in the server's log
 ├── InvalidArgument            the request breaks rules; ``violations`` names each field
-├── NotFound                   an unknown model
+├── NotFound                   an unknown model, or a stream that cannot be resumed (any more)
+├── AlreadyExists              a resumable stream of that request id runs already
+├── Aborted                    another call resumed the stream
 ├── FailedPrecondition         something the served model cannot do, for example chat without a template
 ├── Unauthenticated            no or a bad credential
 ├── PermissionDenied           a good credential that is not allowed this
@@ -89,9 +91,21 @@ class InvalidArgument(TokenwireError):
 
 
 class NotFound(TokenwireError):
-    """The request names a model that is not served."""
+    """The request names a model that is not served, or a stream that cannot be resumed."""
 
     code = grpc.StatusCode.NOT_FOUND
+
+
+class AlreadyExists(TokenwireError):
+    """A resumable stream of this request id exists."""
+
+    code = grpc.StatusCode.ALREADY_EXISTS
+
+
+class Aborted(TokenwireError):
+    """Another call resumed the stream."""
+
+    code = grpc.StatusCode.ABORTED
 
 
 class FailedPrecondition(TokenwireError):
@@ -158,6 +172,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[TokenwireError]] = {
     for error in (
         InvalidArgument,
         NotFound,
+        AlreadyExists,
+        Aborted,
         FailedPrecondition,
         Unauthenticated,
         PermissionDenied,

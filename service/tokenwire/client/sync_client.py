@@ -1,5 +1,6 @@
 """The blocking face of the client: the same calls as `async_client`, over gRPC's blocking channel."""
 
+import contextlib
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -38,22 +39,29 @@ class Stream(StreamBase):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._opened().cancel()
+        forgetting = self._forget()
+        if forgetting is not None:
+            with contextlib.suppress(grpc.RpcError, grpc.FutureCancelledError):
+                forgetting.result()
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> results.Delta:
         while (message := self._read()) is not None:
-            if (delta := self._record.take(message)) is not None:
+            if (delta := self._take(message)) is not None:
                 return delta
         self._check_finish()
         raise StopIteration
 
     def _read(self) -> Any:
-        try:
-            return next(self._opened(), None)
-        except grpc.RpcError as error:
-            raise self._error(error) from None
+        while True:
+            try:
+                return next(self._opened(), None)
+            except grpc.RpcError as error:
+                pause_s = self._pause_before_resuming(self._error(error))
+            time.sleep(pause_s)
+            self._reopen()
 
     def text(self) -> str:
         """Read to the end; return the whole text, of several the first."""
@@ -120,6 +128,15 @@ class Client:
     def chat_stream(self, messages: types.Messages, **options: Unpack[types.ChatOptions]) -> Stream:
         """Answer a conversation piece by piece."""
         return Stream(self._connection, calls.chat_stream(messages, options))
+
+    def resume(
+        self, request_id: str, positions: Sequence[types.StreamPosition] = (), **options: Unpack[types.ResumeOptions]
+    ) -> Stream:
+        """Go on with a resumable stream behind ``positions``. Default: from its beginning.
+
+        ``text_so_far`` and ``result`` lack what lies before them. Entering raises NotFound where it cannot be resumed.
+        """
+        return Stream(self._connection, calls.resume(request_id, positions, options), tuple(positions))
 
     def tokenize(self, text: str, **options: Unpack[types.TokenizeOptions]) -> list[types.Token]:
         """Split a text into tokens."""

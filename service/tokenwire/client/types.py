@@ -156,17 +156,22 @@ class OutputOptions(TypedDict, total=False):
     """What every setting did to the distribution of each of the first 256 tokens. Not with beams. Default: false."""
 
 
-class CallOptions(TypedDict, total=False):
-    """How a call is made."""
+class ResumeOptions(TypedDict, total=False):
+    """How any call is made."""
+
+    timeout: float | None
+    """Seconds until the call is given up. Default: the client's."""
+    metadata: Mapping[str, str]
+    """Further metadata of the call; keys in lower case."""
+
+
+class CallOptions(ResumeOptions, total=False):
+    """How a call that begins something is made."""
 
     model: str
     """Model id. Default: the served model."""
-    timeout: float | None
-    """Seconds until the call is given up. Default: the client's."""
     request_id: str
     """Id under which the server logs the call. Default: one that the server makes."""
-    metadata: Mapping[str, str]
-    """Further metadata of the call; keys in lower case."""
 
 
 class SpecialTokenOptions(TypedDict, total=False):
@@ -205,6 +210,14 @@ class RequestOptions(GenerationOptions, OutputOptions, CallOptions, total=False)
     """Where the request waits; at most the caller's own, which is the default."""
 
 
+class StreamingOptions(TypedDict, total=False):
+    """What only streams can be asked for."""
+
+    resumable: bool
+    """Let the server keep the answer, so that the stream goes on by itself when its connection breaks, and can be
+    resumed by its request id. Where the server keeps none: FailedPrecondition. Default: false."""
+
+
 class GuidanceOptions(TypedDict, total=False):
     """What an answer is steered away from."""
 
@@ -220,11 +233,11 @@ class BatchOptions(RequestOptions, SpecialTokenOptions, total=False):
     """What guidance_scale steers away from, one for each prompt. Default: the last token of each prompt."""
 
 
-class PromptOptions(RequestOptions, SpecialTokenOptions, GuidanceOptions, total=False):
+class PromptOptions(RequestOptions, SpecialTokenOptions, GuidanceOptions, StreamingOptions, total=False):
     """Options of the calls that continue a prompt."""
 
 
-class ChatOptions(RequestOptions, ConversationOptions, GuidanceOptions, total=False):
+class ChatOptions(RequestOptions, ConversationOptions, GuidanceOptions, StreamingOptions, total=False):
     """Options of the calls that answer a conversation."""
 
 
@@ -302,6 +315,19 @@ class SpecialToken:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamPosition:
+    """How much of a sequence has arrived."""
+
+    sequence_index: int = 0
+    text_bytes: int = 0
+    """UTF-8 bytes of its text."""
+    token_count: int | None = None
+    """Default: the tokens of that text; those without any text behind it are sent again."""
+    is_finished: bool = False
+    """Whether its finish has arrived."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLimits:
     """Bounds that requests are checked against; see model_service.proto."""
 
@@ -324,6 +350,10 @@ class ModelLimits:
     max_document_count: int
     max_template_variable_count: int
     max_message_bytes: int
+    resume_window_ms: int
+    """How long a resumable stream is kept; 0 where none are."""
+    max_retained_stream_bytes: int
+    max_retained_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
