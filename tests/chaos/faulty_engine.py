@@ -72,6 +72,8 @@ class Options:
     slow_s: float = 0.0
     memory_tokens: int = 0
     """A forward of more tokens raises `OutOfMemoryError`; 0: none does."""
+    trace: bool = False
+    """Whether a file ``passes`` is written, a line per pass: the first characters of the prompts whose rows decode."""
     loads: int = 1_000_000
     """How often the model can be loaded, counted by files in ``folder``."""
 
@@ -103,6 +105,8 @@ class FaultyRunner(FakeRunner):
                 self._meet(chr(tokens[0]))
             elif len(tokens) > 1 and chr(self.cache[table[0]][0]) == Fault.PREFILL.value:
                 time.sleep(self.options.slow_s)
+        if self.options.trace:
+            self._trace(batch)
         logits = super().forward(batch)
         # What was computed is not looked at any more.
         self.batches.clear()
@@ -114,6 +118,17 @@ class FaultyRunner(FakeRunner):
             return
         with (Path(self.options.folder) / "journal").open("ab") as journal:
             journal.write(prompt + b"\n")
+
+    def _trace(self, batch: ForwardBatch) -> None:
+        decoding = (
+            chr(self.cache[table[0]][0])
+            for tokens, num_computed, table in zip(
+                batch.token_ids, batch.num_computed_tokens, batch.block_tables, strict=True
+            )
+            if num_computed and len(tokens) == 1
+        )
+        with (Path(self.options.folder) / "passes").open("a") as passes:
+            passes.write("".join(decoding) + "\n")
 
     def _meet(self, first: str) -> None:
         match first:

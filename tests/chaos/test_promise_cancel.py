@@ -28,7 +28,8 @@ from chaos_service import (
 )
 from tcp_proxy import tcp_proxy
 
-from tokenwire.config import ServerConfig
+from tokenwire.config import MAX_RETURN_SEQUENCES, ServerConfig
+from tokenwire.v1 import generation_pb2
 
 GONE_WITHIN_S = 5.0
 """Twice the keepalive of 2 s, and 1 s for a machine that has much else to do."""
@@ -152,10 +153,11 @@ async def test_a_deadline_that_passes_while_queued_is_never_prefilled(tmp_path: 
 async def test_a_reader_that_stops_is_bounded_and_cut_off_and_31_others_go_on(tmp_path: Path, timeout_s: float) -> None:
     """The promise is 30 s, the default; ``make test`` takes a shorter time.
 
-    Bounded: what it has not read is one message in the write and one merged delta, beside the windows of HTTP/2.
+    Bounded: what it has not read is one message in the write and one merged delta, beside the windows of HTTP/2. The
+    pace of the others: each gets a token in every pass, with the one that stopped beside them and without it.
     """
     num_tokens = WINDOW_STEPS + int(100 * timeout_s)
-    options = {"step_s": 0.01, "context": 2 * num_tokens, "num_blocks": 40 * num_tokens, "block_size": 4}
+    options = {"step_s": 0.01, "context": 2 * num_tokens, "num_blocks": 40 * num_tokens, "block_size": 4, "trace": True}
     settings = {"slow_reader_timeout": timeout_s}
     async with serving(tmp_path, options, **settings) as service, small_window(service.address) as channel:
         unread = Calls(channel).generation.GenerateStream(large_messages("unread", num_tokens))
@@ -174,6 +176,37 @@ async def test_a_reader_that_stops_is_bounded_and_cut_off_and_31_others_go_on(tm
         assert cut_off.code is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert len(cut_off.tokens) <= WINDOW_STEPS
         await service.until_nothing_is_held()
+        assert service.engine.most_unread == 1
+    passes = [(line.count("r"), line.count("u")) for line in (tmp_path / "passes").read_text().splitlines()]
+    whole = [number for number, (num_others, _) in enumerate(passes) if num_others == 31]
+    together = passes[whole[0] : whole[-1] + 1]
+    assert {num_others for num_others, _ in together} == {31}
+    assert {num_stopped for _, num_stopped in together} == {0, 1}
+
+
+async def test_at_most_64_messages_are_held_for_a_reader_that_stops(tmp_path: Path) -> None:
+    """With as many sequences as an operator can allow; what it has missed comes merged once it reads again."""
+    num_sequences, num_tokens = MAX_RETURN_SEQUENCES, 60
+    assert num_sequences + 1 == 64
+    options = {"context": 2 * num_tokens, "num_blocks": 64 * num_tokens, "block_size": 4}
+    settings = {"slow_reader_timeout": PATIENCE_S, "max_running": 64, "max_return_sequences": num_sequences}
+    async with serving(tmp_path, options, **settings) as service, small_window(service.address) as channel:
+        message = large_messages("lags", num_tokens)
+        config = message.generation_config
+        config.MergeFrom(generation_pb2.GenerationConfig(do_sample=True, seed=1, num_return_sequences=num_sequences))
+        config.eos_token_id.SetInParent()
+        call = Calls(channel).generation.GenerateStream(message)
+        await service.until_begun("lags")
+        # The engine has no more to do for it, and it has read nothing.
+        await until(lambda: service.engine.num_open == 0)
+        assert 1 < service.engine.most_unread <= num_sequences
+        counts, num_messages = [0] * num_sequences, 0
+        async for event in call:
+            if event.HasField("delta"):
+                counts[event.delta.sequence_index] += len(event.delta.token_ids)
+                num_messages += 1
+        assert counts == [num_tokens] * num_sequences
+        assert num_messages < sum(counts) / 2
 
 
 async def read(service: Calls, prompt: str, num_tokens: int) -> Outcome:

@@ -79,6 +79,8 @@ class EngineProcess:
         self._requests = itertools.count()
         self._num_rows = 0
         self._num_unbegun = 0
+        self.most_unread = 0
+        """Most deltas that were ever held at once for a reader that lagged: at most one for each of its sequences."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._stats: deque[asyncio.Future[Stats]] = deque()
@@ -311,6 +313,8 @@ class EngineProcess:
             if not stream.has_begun:
                 self._num_unbegun -= stream.num_rows
             stream.push(delta)
+            if stream.num_unread > self.most_unread:
+                self.most_unread = stream.num_unread
             if stream.is_over:
                 self._forget(delta.request)
         for failure in outputs.failures:

@@ -33,6 +33,11 @@ class DeltaStream:
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
 
+    @property
+    def num_unread(self) -> int:
+        """Deltas held for the reader: at most one per sequence."""
+        return len(self._unread)
+
     def push(self, delta: Delta) -> None:
         """Take over what a step gave; the delta is this stream's from now on."""
         self.has_begun = True
