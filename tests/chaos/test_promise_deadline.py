@@ -8,8 +8,8 @@ from chaos_service import Chaos, answer_to, request, serving
 
 from tokenwire.v1 import chat_pb2, generation_pb2, generation_service_pb2
 
-TIMEOUT_S = 5.0
-STEP_S = 0.5
+TIMEOUT_S = 6.0
+STEP_S = 0.8
 """The engine leaves itself one and a half steps: enough for a machine that has much else to do."""
 
 

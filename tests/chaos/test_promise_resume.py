@@ -131,6 +131,29 @@ async def test_another_process_goes_on_where_one_left(tmp_path: Path) -> None:
                     pass
 
 
+@pytest.mark.parametrize("how", ["stall", "black_hole"])
+async def test_a_call_takes_over_from_one_whose_connection_hangs(tmp_path: Path, how: str) -> None:
+    async with (
+        serving(tmp_path, {"step_s": 0.01}, resume_window=WINDOW_S) as service,
+        tcp_proxy(service.address) as proxy,
+        grpc.aio.insecure_channel(proxy.address) as channel,
+    ):
+        message = request("a stream", NUM_TOKENS)
+        message.resumable = True
+        call = Chaos(channel, service.server, service.engine, tmp_path).generation.GenerateStream(message)
+        request_id = (await call.read()).start.request_id
+        tokens: list[int] = []
+        while len(tokens) < 20:
+            delta = (await call.read()).delta
+            tokens += delta.token_ids
+        getattr(proxy, how)()
+        position = generation_service_pb2.StreamPosition(text_bytes=delta.text_range.end, token_count=len(tokens))
+        resuming = generation_service_pb2.ResumeStreamRequest(request_id=request_id, positions=[position])
+        rest = await read_all(service.generation.ResumeStream(resuming))
+        assert rest.code is grpc.StatusCode.OK
+        assert [*tokens, *rest.tokens] == answer_to("a stream", NUM_TOKENS)
+
+
 async def test_the_slot_of_a_lost_client_is_free_after_the_window(tmp_path: Path) -> None:
     async with (
         serving(tmp_path, {"step_s": 0.02}, resume_window=2.0) as service,
