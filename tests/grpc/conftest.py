@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 from fakes import FakeEngine
-from harness import Service, running
+from harness import Service, running, service_config
+from resuming import keeping
 
 from tokenwire.config import ServiceConfig
 
@@ -29,3 +30,9 @@ async def start() -> AsyncIterator[Callable[..., Awaitable[Service]]]:
             return await stack.enter_async_context(running(engine, config, **options))
 
         yield enter
+
+
+@pytest.fixture
+async def kept(start: Callable[..., Awaitable[Service]]) -> Service:
+    """A server that keeps streams, over an engine that the test drives."""
+    return await start(FakeEngine(), service_config(keeping()))
