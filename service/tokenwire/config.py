@@ -175,6 +175,13 @@ class ServerConfig:
     """Answer gRPC server reflection, for grpcurl and the like."""
     drain_grace: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 30.0
     """Seconds that running requests get to finish after SIGTERM."""
+    drain_delay: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 0.0
+    """Seconds after SIGTERM, before drain_grace, in which health is NOT_SERVING and new requests are still taken: for a
+    load balancer to notice, so that none is refused."""
+    health_port: Annotated[
+        int | None, Parameter(group=_SERVER, validator=Number(gte=0, lte=65535), show_default=False)
+    ] = None
+    """Further port with nothing but health checks, without TLS, which probes of Kubernetes cannot do. Default: none."""
     slow_reader_timeout: Annotated[float, Parameter(group=_SERVER, validator=Number(gt=0, lte=86_400))] = 30.0
     """Seconds after which a stream whose client stopped reading is cut off."""
     max_connection_age: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 1800.0

@@ -19,6 +19,10 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 OVERALL = ""
 """Name of the health of the server as a whole."""
 
+LIVENESS = "liveness"
+"""Name of what only a restart from outside mends: NOT_SERVING where the engine hangs, and not while it loads, is
+started again or drains."""
+
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     """Answers for the services it was made with; all are NOT_SERVING until ``update`` says otherwise."""

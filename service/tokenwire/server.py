@@ -13,10 +13,10 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native, logs
-from tokenwire.config import SecurityConfig, ServerConfig, ServiceConfig
+from tokenwire.config import SecurityConfig, ServiceConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
-from tokenwire.health import OVERALL, Health
+from tokenwire.health import LIVENESS, OVERALL, Health
 from tokenwire.interceptors import CallInterceptor
 from tokenwire.reflection import add_reflection
 from tokenwire.security.authentication import Authenticator, make_authenticator
@@ -99,6 +99,8 @@ class Server:
         self._engine_lost = False
         self.port: int | None = None
         """The port listened on, once there is one."""
+        self.health_port: int | None = None
+        """The port of health checks alone, where there is one."""
         self.backend: Backend | None = None
         """Engine and queue, once there are any."""
         self.listening = asyncio.Event()
@@ -115,10 +117,11 @@ class Server:
         authenticator = make_authenticator(config.security)
         server = _grpc_server(config, authenticator)
         credentials, certificates = _credentials(config.security)
-        address = _bind(server, config.server, credentials)
-        self.port = int(address.rpartition(":")[2])
+        address = _bind(server, config.server.host, config.server.port, credentials)
+        self.port = _port_of(address)
+        health = Health((LIVENESS, GENERATION, TOKENIZER, MODEL))
+        health_server = self._bind_health(health, authenticator)
         engine = self._create_engine(config)
-        health = Health((GENERATION, TOKENIZER, MODEL))
         backend = self.backend = Backend(
             engine,
             config.limits,
@@ -130,7 +133,10 @@ class Server:
         self._install_signals()
         refreshing = self._start_refreshing([*certificates, *authenticator.watched])
         try:
+            _report(health, backend)
             await server.start()
+            if health_server is not None:
+                await health_server.start()
             text = "not ready yet: the model loads; health checks are answered"
             logger.info("listening", extra={"fields": {"address": address}, "text": text})
             if config.security.authenticates and credentials is None:
@@ -144,6 +150,7 @@ class Server:
                 await self._stop_requested.wait()
                 if self._engine_lost:
                     raise EngineLostError(f"the engine cannot be kept running: {engine.phase}")
+                await self._unless_stopped_now(self._leave(health, backend))
                 fields = {"grace_s": config.server.drain_grace, "hint": "a second signal stops at once"}
                 logger.info("draining", extra={"fields": fields})
                 backend.draining = True
@@ -158,15 +165,36 @@ class Server:
             await engine.stop()
             await server.stop(STOP_NOW_GRACE_S)
             backend.retention.close()
+            if health_server is not None:
+                await health_server.stop(0)
             await _cancel(*refreshing)
             logger.info("stopped")
+
+    def _bind_health(self, health: Health, authenticator: Authenticator) -> grpc.aio.Server | None:
+        """The server of health checks alone, where one is asked for. Raises ConfigurationError."""
+        config = self._config.server
+        if config.health_port is None:
+            return None
+        server = _grpc_server(self._config, authenticator)
+        self.health_port = _port_of(_bind(server, config.host, config.health_port, None))
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        return server
+
+    async def _leave(self, health: Health, backend: Backend) -> None:
+        """Say that nothing new should come, and go on until that is known."""
+        backend.leaving = True
+        _report(health, backend)
+        delay_s = self._config.server.drain_delay
+        if delay_s:
+            logger.info("leaving", extra={"fields": {"delay_s": delay_s}, "text": "leaving: requests are still taken"})
+            await asyncio.sleep(delay_s)
 
     def _engine_changed(self, state: EngineState, health: Health, backend: Backend) -> None:
         _report(health, backend)
         if state is EngineState.READY and self.ready.is_set():
             logger.info("ready again", extra={"fields": backend.summary()})
         # Better to end, and be started anew from outside, than to refuse for ever.
-        if state is EngineState.STOPPED and self.ready.is_set() and not backend.draining:
+        if state is EngineState.STOPPED and self.ready.is_set() and not backend.leaving and not backend.draining:
             self._engine_lost = True
             self._stop_requested.set()
 
@@ -255,8 +283,9 @@ async def _cancel(*tasks: asyncio.Future[Any]) -> None:
 
 def _report(health: Health, backend: Backend) -> None:
     serving = backend.is_serving
-    known = backend.is_installed and not backend.draining
-    health.update({OVERALL: serving, GENERATION: serving, TOKENIZER: known, MODEL: known})
+    known = backend.is_known
+    alive = backend.engine.state is not EngineState.STALLED
+    health.update({OVERALL: serving, LIVENESS: alive, GENERATION: serving, TOKENIZER: known, MODEL: known})
 
 
 def _add_services(server: grpc.aio.Server, backend: Backend, health: Health, *, reflection: bool) -> None:
@@ -311,28 +340,32 @@ def _grpc_server(config: ServiceConfig, authenticator: Authenticator) -> grpc.ai
     )
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig, credentials: grpc.ServerCredentials | None) -> str:
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> str:
     """Listen; the address with the port that was taken. Raises ConfigurationError.
 
     The address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
     """
-    host = f"[{config.host}]" if ":" in config.host else config.host
+    name = f"[{host}]" if ":" in host else host
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
             probe.listen()
-        target = f"{host}:{config.port}"
-        port = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
+        target = f"{name}:{port}"
+        taken = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except OSError as error:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise ConfigurationError(f"cannot listen on {host}:{config.port}: {reason}") from None
+        raise ConfigurationError(f"cannot listen on {name}:{port}: {reason}") from None
     except (RuntimeError, OverflowError, UnicodeError) as error:
-        raise ConfigurationError(f"cannot listen on {host}:{config.port}: {error}") from None
-    return f"{host}:{port}"
+        raise ConfigurationError(f"cannot listen on {name}:{port}: {error}") from None
+    return f"{name}:{taken}"
 
 
 def _engine_process(config: ServiceConfig) -> EngineHandle:

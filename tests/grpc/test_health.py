@@ -1,6 +1,8 @@
 """grpc.health.v1: what is reported when, to Check, List and Watch."""
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -12,7 +14,10 @@ from harness import Service, running, service_config
 from test_calls import generate_request
 from test_statuses import failure
 
+from tokenwire.config import SecurityConfig
 from tokenwire.engine.handle import EngineState
+from tokenwire.errors import ConfigurationError
+from tokenwire.health import LIVENESS
 from tokenwire.server import EngineLostError
 from tokenwire.v1 import model_service_pb2, tokenizer_service_pb2
 
@@ -20,6 +25,7 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 GENERATION, TOKENIZER, MODEL = (f"tokenwire.v1.{name}Service" for name in ("Generation", "Tokenizer", "Model"))
+ALIVE = {LIVENESS: SERVING}
 
 
 async def statuses(service: Service) -> dict[str, int]:
@@ -38,7 +44,7 @@ async def watched(call: Any) -> int:
 async def test_not_serving_until_ready(start: Any) -> None:
     load = asyncio.Event()
     service = await start(FakeEngine(load=load, script=say("x")), until_ready=False)
-    assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), NOT_SERVING)
+    assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), NOT_SERVING) | ALIVE
     for call in (
         service.generation.Generate(generate_request()),
         service.model.GetModel(model_service_pb2.GetModelRequest()),
@@ -50,7 +56,7 @@ async def test_not_serving_until_ready(start: Any) -> None:
         assert failed.details["RetryInfo"].retry_delay.ToMilliseconds() > 0
     load.set()
     await service.server.ready.wait()
-    assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), SERVING)
+    assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), SERVING) | ALIVE
     assert (await service.generation.Generate(generate_request())).sequences[0].text == "x"
 
 
@@ -95,9 +101,73 @@ async def test_an_engine_that_restarts_is_reported(service: Service, engine: Fak
     assert await watched(watch) == NOT_SERVING
     now = await statuses(service)
     assert (now[""], now[GENERATION], now[TOKENIZER], now[MODEL]) == (NOT_SERVING, NOT_SERVING, SERVING, SERVING)
+    assert now[LIVENESS] == SERVING
     assert (await service.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(text="a"))).tokens
     engine.enter(EngineState.READY)
     assert await watched(watch) == SERVING
+
+
+async def test_only_an_engine_that_hangs_is_not_alive(service: Service, engine: FakeEngine) -> None:
+    watch = service.health.Watch(health_pb2.HealthCheckRequest(service=LIVENESS))
+    assert await watched(watch) == SERVING
+    engine.enter(EngineState.STALLED)
+    assert await watched(watch) == NOT_SERVING
+    assert set((await statuses(service)).values()) == {SERVING, NOT_SERVING}
+    engine.enter(EngineState.READY)
+    assert await watched(watch) == SERVING
+
+
+async def test_during_the_drain_delay_health_is_not_serving_and_new_requests_are_served(start: Any) -> None:
+    service = await start(FakeEngine(script=say("x")), service_config(drain_delay=1.0))
+    watch = service.health.Watch(health_pb2.HealthCheckRequest())
+    assert await watched(watch) == SERVING
+    service.server.stop()
+    assert await watched(watch) == NOT_SERVING
+    assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), NOT_SERVING) | ALIVE
+    assert (await service.generation.Generate(generate_request())).sequences[0].text == "x"
+    assert (await service.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(text="a"))).tokens
+    async with asyncio.timeout(20):
+        await service.serving
+    assert (await failure(watch)).code is grpc.StatusCode.UNAVAILABLE
+    assert await service.generation.Generate(generate_request()).code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_second_signal_ends_the_drain_delay(start: Any) -> None:
+    service = await start(FakeEngine(), service_config(drain_delay=3600.0))
+    watch = service.health.Watch(health_pb2.HealthCheckRequest())
+    assert await watched(watch) == SERVING
+    service.server.stop()
+    assert await watched(watch) == NOT_SERVING
+    service.server.stop()
+    async with asyncio.timeout(20):
+        await service.serving
+
+
+async def test_the_health_port_answers_health_checks_alone(start: Any, tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    callers.write_text("")
+    config = service_config(health_port=0, security=SecurityConfig(callers=callers))
+    service = await start(FakeEngine(), config)
+    assert service.server.health_port not in (None, 0, service.server.port)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{service.server.health_port}") as channel:
+        probed = replace(service, channel=channel)
+        assert await statuses(probed) == await statuses(service)
+        unknown = await failure(probed.health.Check(health_pb2.HealthCheckRequest(service="nobody")))
+        assert unknown.code is grpc.StatusCode.NOT_FOUND
+        # Nothing is written: a client that comes too late with its message says INTERNAL, whatever the server said.
+        stream: Any = channel.stream_stream("/tokenwire.v1.GenerationService/GenerateStream")
+        assert await stream().code() is grpc.StatusCode.UNIMPLEMENTED
+        service.server.stop()
+        service.server.stop()
+        await service.serving
+        closed = probed.health.Check(health_pb2.HealthCheckRequest())
+        assert await closed.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_health_port_in_use_is_an_error_of_the_settings(service: Service) -> None:
+    with pytest.raises(ConfigurationError, match="the port is in use"):
+        async with running(FakeEngine(), service_config(health_port=service.server.port)):
+            pass
 
 
 async def test_unknown_service(service: Service) -> None:

@@ -89,6 +89,8 @@ OTHER: dict[str, tuple[str, Any]] = {
     "port": ("0", 0),
     "reflection": ("false", False),
     "drain_grace": ("1.5", 1.5),
+    "drain_delay": ("0.5", 0.5),
+    "health_port": ("0", 0),
     "slow_reader_timeout": ("2", 2.0),
     "max_connection_age": ("60", 60.0),
     "max_connections": ("22", 22),

@@ -52,7 +52,10 @@ class Backend:
         self.retention = Retention(limits)
         self.limits = limits
         self.slow_reader_timeout_s = slow_reader_timeout_s
+        self.leaving = False
+        """No new requests should come, because the service is going to drain; those that do are taken."""
         self.draining = False
+        """New requests are refused."""
         self._max_running = max_running
         self._served: Served | None = None
 
@@ -76,8 +79,13 @@ class Backend:
 
     @property
     def is_serving(self) -> bool:
-        """Whether new requests for generation are taken."""
-        return self.is_installed and not self.draining and self.engine.state is EngineState.READY
+        """Whether requests for generation should come here."""
+        return self.is_known and self.engine.state is EngineState.READY
+
+    @property
+    def is_known(self) -> bool:
+        """Whether requests that do not generate should come here."""
+        return self.is_installed and not self.leaving and not self.draining
 
     def summary(self) -> dict[str, object]:
         """What is served, for the log."""
