@@ -54,14 +54,19 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def running_server(
-    model: Path | str, flags: Sequence[str] = (), *, ready: bool = True, environment: Mapping[str, str] | None = None
+    model: Path | str,
+    flags: Sequence[str] = (),
+    *,
+    ready: bool = True,
+    environment: Mapping[str, str] | None = None,
+    wrapper: Sequence[str] = (),
 ) -> Iterator[Server]:
     """Serve ``model`` on a port that the system chooses; on leaving the server is gone, whatever happened.
 
-    ``environment``: variables beside those of this process.
+    ``environment``: variables beside those of this process. ``wrapper``: a command that becomes what stands behind it.
     """
     process = subprocess.Popen(
-        serve_command("--model", str(model), "--port", "0", "--drain-grace", "5", *flags),
+        [*wrapper, *serve_command("--model", str(model), "--port", "0", "--drain-grace", "5", *flags)],
         cwd=ROOT,
         env=clean_environment() | dict(environment or {}),
         stderr=subprocess.PIPE,
