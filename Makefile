@@ -111,11 +111,13 @@ $(VENV)/.uv:
 $(VENV)/.serve: $(VENV)/.uv pyproject.toml constraints.txt
 	@echo "==> installing dependencies (torch is large: some minutes on a slow line)"
 	@if [ -n "$${TORCH_INDEX:-}" ]; then $(UV) pip install --python $(BIN)/python --index-url "$$TORCH_INDEX" torch; fi
-	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve maturin grpcio-tools
+	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve --extra telemetry \
+		maturin grpcio-tools
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve
-	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve --extra dev
+	@$(UV) pip install --python $(BIN)/python --constraint constraints.txt -r pyproject.toml --extra serve --extra telemetry \
+		--extra dev
 	@touch $@
 
 $(VENV)/.built: $(VENV)/.serve $(RUST_SOURCES) $(PROTOS) pyproject.toml tools/build_backend.py

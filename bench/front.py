@@ -25,6 +25,7 @@ import grpc.aio
 import uvloop
 
 from tokenwire.config import EngineConfig, LogConfig, ModelConfig, ServerConfig, ServiceConfig
+from tokenwire.engine.figures import EngineFigures
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import Delta, Finish, ModelInfo, Stats
 from tokenwire.engine.settings import GenerationOverrides, GenerationSettings
@@ -98,6 +99,7 @@ class NoopEngine:
         self.streams: dict[NoopStream, None] = {}
         self.state = EngineState.LOADING
         self.phase = "loading"
+        self.figures = EngineFigures()
         self._batch = batch
         self._held = 0
         self._scheduled = False

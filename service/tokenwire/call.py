@@ -4,11 +4,58 @@ import logging
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Protocol
 
+from tokenwire.engine.protocol import Finish
+from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import TokenwireError
 from tokenwire.security.callers import ANONYMOUS, Caller, Priority
 
 logger = logging.getLogger("tokenwire.requests")
+
+
+class Observer(Protocol):
+    """Is told what calls do. On the event loop, for every token: nothing here may take long, wait or raise."""
+
+    def begun(self, seconds: float, tokens: int) -> None:
+        """The first tokens of a sequence came ``seconds`` after its call."""
+
+    def went_on(self, seconds: float, tokens: int) -> None:
+        """``tokens`` came ``seconds`` after the ones before them of the same sequence."""
+
+    def sequence_ended(self, finish: Finish) -> None:
+        """A sequence came to its end."""
+
+    def failed(self, code: str, reason: str, priority: Priority) -> None:
+        """A call, or an item of a batch, ended with an error."""
+
+    def call_ended(self, call: "Call", code: str, seconds: float) -> None:
+        """A call is over; ``seconds``: since it came."""
+
+
+class Trace(Protocol):
+    """The span of one call. Nothing here may wait or raise."""
+
+    @property
+    def traceparent(self) -> str | None:
+        """W3C trace context of the call's own span."""
+
+    @property
+    def tracestate(self) -> str | None:
+        """What vendors keep beside it."""
+
+    def sequence_ended(self, submitted: float, finish: Finish, index: int) -> None:
+        """A sequence has come to its end, whose request was submitted at ``submitted``, in seconds of perf_counter."""
+
+    def end(self, call: "Call", code: str, reason: str | None) -> None:
+        """The call is over."""
+
+
+class Tracer(Protocol):
+    """Begins traces."""
+
+    def begin(self, call: "Call", tracestate: str | None) -> Trace:
+        """The span of ``call``, below the caller's where it sent a trace context."""
 
 
 @dataclass(slots=True)
@@ -24,22 +71,69 @@ class Call:
     priority: Priority = "normal"
     """Where its requests wait."""
     traceparent: str | None = None
-    """W3C trace context of the caller, where it sent one."""
+    """W3C trace context: of the call's own span where it is traced, otherwise of the caller where it sent one."""
+    tracestate: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     first_token: float | None = None
+    observer: Observer | None = None
+    """Who is told what it does."""
+    finish: Finish | None = None
+    """Of the sequence that ended last."""
+    trace: Trace | None = None
+    """Its span, where calls are traced."""
+    settings: GenerationSettings | None = None
+    """Of the request that was submitted last."""
+    model: str = ""
+    """Id of the model that answers."""
     cause: BaseException | None = None
     """What failed, for the log, where it was not the request that was wrong."""
-
-    def count(self, tokens: int) -> None:
-        """Note that ``tokens`` more tokens came out of the model."""
-        if self.first_token is None:
-            self.first_token = time.perf_counter()
-        self.completion_tokens = (self.completion_tokens or 0) + tokens
 
     def count_prompt(self, tokens: int) -> None:
         """Note that a prompt of ``tokens`` tokens was accepted."""
         self.prompt_tokens = (self.prompt_tokens or 0) + tokens
+
+
+class Progress:
+    """The answer to one request of a call, from its submission on. A batch has one per item, other calls have one."""
+
+    __slots__ = ("_call", "_last", "_observer", "_submitted")
+
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._observer = call.observer
+        self._submitted = time.perf_counter()
+        # By sequence: when its latest tokens came.
+        self._last: dict[int, float] = {}
+
+    def count(self, tokens: int, sequence_index: int) -> None:
+        """Note that ``tokens`` more tokens of a sequence came out of the model."""
+        if not tokens:
+            return
+        call, observer = self._call, self._observer
+        call.completion_tokens = (call.completion_tokens or 0) + tokens
+        if observer is None:
+            if call.first_token is None:
+                call.first_token = time.perf_counter()
+            return
+        now = time.perf_counter()
+        last = self._last.get(sequence_index)
+        self._last[sequence_index] = now
+        if last is not None:
+            observer.went_on(now - last, tokens)
+            return
+        if call.first_token is None:
+            call.first_token = now
+        observer.begun(now - call.started, tokens)
+
+    def finish(self, finish: Finish, sequence_index: int) -> None:
+        """Note that a sequence has ended."""
+        call = self._call
+        call.finish = finish
+        if call.trace is not None:
+            call.trace.sequence_ended(self._submitted, finish, sequence_index)
+        if self._observer is not None:
+            self._observer.sequence_ended(finish)
 
 
 _current: ContextVar[Call] = ContextVar("tokenwire_call")

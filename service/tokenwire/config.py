@@ -23,7 +23,8 @@ _SUPERVISION = Group("Supervision", sort_key=3)
 _SERVER = Group("Server", sort_key=4)
 _LIMITS = Group("Limits", sort_key=5)
 _SECURITY = Group("Security", sort_key=6)
-_LOG = Group("Logging", sort_key=7)
+_TELEMETRY = Group("Telemetry", sort_key=7)
+_LOG = Group("Logging", sort_key=8)
 
 MAX_DRAFT_TOKENS = 64
 """Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
@@ -73,6 +74,11 @@ def _is_size(_type: Any, value: str | None) -> None:
 def _is_not_empty(_type: Any, value: str | None) -> None:
     if value is not None and not value.strip():
         raise ValueError("Must not be empty.")
+
+
+def _is_endpoint(_type: Any, value: str | None) -> None:
+    if value is not None and not re.fullmatch(r"https?://[^/\s]+:\d+/?", value):
+        raise ValueError("Must be http://HOST:PORT or https://HOST:PORT.")
 
 
 def _is_device(_type: Any, value: str) -> None:
@@ -290,6 +296,21 @@ class SecurityConfig:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TelemetryConfig:
+    """What the service tells of itself beside its log."""
+
+    metrics_port: Annotated[int | None, Parameter(group=_TELEMETRY, validator=Number(gte=0, lte=65535))] = None
+    """Port of the Prometheus metrics, http://HOST:PORT/metrics; 0 lets the system choose. Default: no metrics."""
+    metrics_host: Annotated[str, Parameter(group=_TELEMETRY, validator=_is_not_empty)] = "127.0.0.1"
+    """Address of the metrics. They are plain HTTP without a credential: keep them on a network of your own."""
+    otlp_endpoint: Annotated[str | None, Parameter(group=_TELEMETRY, validator=_is_endpoint)] = None
+    """OTLP collector that traces are sent to over gRPC, http://HOST:PORT or https://HOST:PORT. Default: no traces."""
+    trace_ratio: Annotated[float, Parameter(group=_TELEMETRY, validator=Number(gte=0, lte=1))] = 1.0
+    """Part of the calls that are traced, where the caller's trace context does not decide."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LogConfig:
     """What is written to standard error."""
 
@@ -309,6 +330,7 @@ class ServiceConfig:
     server: ServerConfig = field(default_factory=ServerConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
     security: SecurityConfig = field(default_factory=SecurityConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
     def problems(self) -> list[str]:

@@ -6,12 +6,12 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import grpc
 import grpc.aio
 
-from tokenwire.call import Call, enter_call, log
+from tokenwire.call import Call, Observer, Tracer, enter_call, log
 from tokenwire.errors import InvalidRequestError, Violation
 from tokenwire.security.authentication import AUTHORIZATION_KEY, Authenticator
 from tokenwire.statuses import Refusal, refusal_of
@@ -22,7 +22,9 @@ DETAILS_KEY = "grpc-status-details-bin"
 PUSHBACK_KEY = "grpc-retry-pushback-ms"
 
 TRACEPARENT_KEY = "traceparent"
-"""Metadata key of the W3C trace context, returned as it came."""
+"""Metadata key of the W3C trace context. Returned as it came, or where calls are traced, that of the call's span."""
+TRACESTATE_KEY = "tracestate"
+"""Metadata key of what vendors keep beside it."""
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SANE_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -52,8 +54,10 @@ async def _parsed_each(
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Wraps every method once and serves it with a request id, a known caller, mapped errors and a log line."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
-        self._authenticator = authenticator
+    def __init__(
+        self, authenticator: Authenticator, observer: Observer | None = None, tracer: Tracer | None = None
+    ) -> None:
+        self._telling = _Telling(authenticator, observer, tracer)
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
@@ -66,17 +70,25 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            wrapped = self._wrapped[method] = _wrap(handler, method, self._authenticator)
+            wrapped = self._wrapped[method] = _wrap(handler, method, self._telling)
         return wrapped
 
 
-def _wrap(handler: Any, method: str, authenticator: Authenticator) -> Any:
+class _Telling(NamedTuple):
+    """Who is asked and told about every call."""
+
+    authenticator: Authenticator
+    observer: Observer | None
+    tracer: Tracer | None
+
+
+def _wrap(handler: Any, method: str, telling: _Telling) -> Any:
     deserialize = handler.request_deserializer
     if handler.request_streaming and handler.response_streaming:
 
         async def stream_stream(requests: Any, context: Any) -> None:
-            async with _Serving(method, context) as serving:
-                serving.authenticate(authenticator)
+            async with _Serving(method, context, telling) as serving:
+                serving.authenticate()
                 async for response in handler.stream_stream(_parsed_each(deserialize, requests), context):
                     await context.write(response)
 
@@ -84,15 +96,15 @@ def _wrap(handler: Any, method: str, authenticator: Authenticator) -> Any:
     if handler.response_streaming:
 
         async def unary_stream(data: bytes, context: Any) -> None:
-            async with _Serving(method, context) as serving:
-                serving.authenticate(authenticator)
+            async with _Serving(method, context, telling) as serving:
+                serving.authenticate()
                 await handler.unary_stream(_parsed(deserialize, data), context)
 
         return grpc.unary_stream_rpc_method_handler(unary_stream, None, handler.response_serializer)
 
     async def unary_unary(data: bytes, context: Any) -> Any:
-        async with _Serving(method, context) as serving:
-            serving.authenticate(authenticator)
+        async with _Serving(method, context, telling) as serving:
+            serving.authenticate()
             return await handler.unary_unary(_parsed(deserialize, data), context)
 
     return grpc.unary_unary_rpc_method_handler(unary_unary, None, handler.response_serializer)
@@ -101,31 +113,38 @@ def _wrap(handler: Any, method: str, authenticator: Authenticator) -> Any:
 class _Serving:
     """The time in which one call is served."""
 
-    __slots__ = ("_call", "_context")
+    __slots__ = ("_authenticator", "_call", "_context")
 
-    def __init__(self, method: str, context: Any) -> None:
-        request_id, traceparent = _ids_of(context)
-        self._call = Call(request_id, method, deadline=_deadline(context), traceparent=traceparent)
+    def __init__(self, method: str, context: Any, telling: _Telling) -> None:
+        request_id, traceparent, tracestate = _ids_of(context)
+        call = self._call = Call(
+            request_id, method, deadline=_deadline(context), traceparent=traceparent, observer=telling.observer
+        )
+        if telling.tracer is not None and not method.startswith(_QUIET_SERVICES):
+            call.trace = telling.tracer.begin(call, tracestate)
+            call.traceparent = call.trace.traceparent or traceparent
+            call.tracestate = call.trace.tracestate
         self._context = context
+        self._authenticator = telling.authenticator
 
     async def __aenter__(self) -> Self:
         enter_call(self._call)
         self._context.set_trailing_metadata(_returned(self._call))
         return self
 
-    def authenticate(self, authenticator: Authenticator) -> None:
+    def authenticate(self) -> None:
         """Find out who calls. Raises UnauthenticatedError, PermissionDeniedError."""
         context = self._context
         given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY]
         texts = [value if isinstance(value, str) else value.decode("latin-1") for value in given]
-        self._call.caller = authenticator.admit(self._call.method, texts, _certificate_names(context))
+        self._call.caller = self._authenticator.admit(self._call.method, texts, _certificate_names(context))
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
-            _log(self._call, "OK")
+            _end(self._call, "OK")
             return
         if isinstance(error, asyncio.CancelledError) and self._cancelled_from_outside():
-            _log(self._call, _ending_of(self._context))
+            _end(self._call, _ending_of(self._context))
             return
         # Everything else gets a status, a panic of Rust (a BaseException) too: a call without one ends UNKNOWN. A
         # coroutine that is being closed cannot wait.
@@ -134,7 +153,7 @@ class _Serving:
         refusal = refusal_of(error, self._call.request_id)
         if refusal.is_fault:
             self._call.cause = error
-        _log(self._call, refusal.code.name, refusal)
+        _end(self._call, refusal.code.name, refusal)
         await abort(self._context, refusal, self._call)
 
     @staticmethod
@@ -167,21 +186,27 @@ def _deadline(context: Any) -> float | None:
     return None if remaining is None else time.monotonic() + remaining
 
 
-def _ids_of(context: Any) -> tuple[str, str | None]:
-    """Request id and trace context of a call: the client's where they are sane."""
-    request_id, traceparent = "", None
+def _ids_of(context: Any) -> tuple[str, str | None, str | None]:
+    """Request id, trace context and trace state of a call: the client's where they are sane."""
+    request_id, traceparent, tracestate = "", None, None
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str) and _SANE_REQUEST_ID.fullmatch(value):
             request_id = request_id or value
         elif key == TRACEPARENT_KEY and isinstance(value, str) and _SANE_TRACEPARENT.fullmatch(value):
             traceparent = traceparent or value
-    return request_id or secrets.token_hex(8), traceparent
+        elif key == TRACESTATE_KEY and isinstance(value, str):
+            tracestate = tracestate or value
+    return request_id or secrets.token_hex(8), traceparent, tracestate
 
 
 def _returned(call: Call) -> tuple[tuple[str, str], ...]:
     """Metadata that every call ends with."""
-    ids = ((REQUEST_ID_KEY, call.request_id),)
-    return ids if call.traceparent is None else (*ids, (TRACEPARENT_KEY, call.traceparent))
+    ids = [(REQUEST_ID_KEY, call.request_id)]
+    if call.traceparent is not None:
+        ids.append((TRACEPARENT_KEY, call.traceparent))
+        if call.tracestate is not None:
+            ids.append((TRACESTATE_KEY, call.tracestate))
+    return tuple(ids)
 
 
 def _certificate_names(context: Any) -> Iterator[str]:
@@ -192,7 +217,19 @@ def _certificate_names(context: Any) -> Iterator[str]:
             yield name.decode("utf-8", "replace")
 
 
-def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
+def _end(call: Call, status: str, refusal: Refusal | None = None) -> None:
+    """Tell the observer and the log how the call ended."""
+    seconds = time.perf_counter() - call.started
+    if call.observer is not None:
+        if status != "OK":
+            call.observer.failed(status, status if refusal is None else refusal.reason, call.priority)
+        call.observer.call_ended(call, status, seconds)
+    if call.trace is not None:
+        call.trace.end(call, status, None if refusal is None else refusal.reason)
+    _log(call, status, seconds, refusal)
+
+
+def _log(call: Call, status: str, seconds: float, refusal: Refusal | None) -> None:
     quiet = call.method.startswith(_QUIET_SERVICES)
     level = logging.ERROR if call.cause is not None else logging.DEBUG if quiet else logging.INFO
     fields: dict[str, object] = {
@@ -204,6 +241,8 @@ def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
         fields["caller"] = call.caller.name
     if call.traceparent is not None:
         fields["trace_id"] = call.traceparent.split("-")[1]
+    if call.trace is not None and call.traceparent is not None:
+        fields["span_id"] = call.traceparent.split("-")[2]
     if refusal is not None:
         fields["reason"] = refusal.reason
     if call.prompt_tokens is not None:
@@ -212,5 +251,11 @@ def _log(call: Call, status: str, refusal: Refusal | None = None) -> None:
         fields["completion_tokens"] = call.completion_tokens
     if call.first_token is not None:
         fields["ttft_ms"] = round((call.first_token - call.started) * 1000, 1)
-    fields["duration_ms"] = round((time.perf_counter() - call.started) * 1000, 1)
+    if call.finish is not None:
+        # Of the sequence that ended last, where there are several.
+        fields["finish_reason"] = call.finish.reason
+        fields["queue_ms"] = round(call.finish.queue_ms, 1)
+        fields["prefill_ms"] = round(call.finish.prefill_ms, 1)
+        fields["decode_ms"] = round(call.finish.decode_ms, 1)
+    fields["duration_ms"] = round(seconds * 1000, 1)
     log(level, "request", fields, call.cause)

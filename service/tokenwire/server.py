@@ -6,14 +6,15 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc.aio
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native, logs
-from tokenwire.config import SecurityConfig, ServiceConfig
+from tokenwire.call import Observer, Tracer
+from tokenwire.config import SecurityConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
 from tokenwire.health import LIVENESS, OVERALL, Health
@@ -26,6 +27,9 @@ from tokenwire.servicers.generation import GenerationServicer
 from tokenwire.servicers.model import ModelServicer
 from tokenwire.servicers.text import NativeText
 from tokenwire.servicers.tokenizer import TokenizerServicer
+from tokenwire.telemetry.collector import ServiceCollector, registry_of
+from tokenwire.telemetry.exposition import MetricsServer
+from tokenwire.telemetry.recorder import Recorder
 from tokenwire.v1 import (
     generation_service_pb2,
     generation_service_pb2_grpc,
@@ -34,6 +38,9 @@ from tokenwire.v1 import (
     tokenizer_service_pb2,
     tokenizer_service_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    from tokenwire.telemetry.tracing import Tracing
 
 logger = logging.getLogger("tokenwire.server")
 
@@ -101,6 +108,8 @@ class Server:
         """The port listened on, once there is one."""
         self.health_port: int | None = None
         """The port of health checks alone, where there is one."""
+        self.metrics_address: str | None = None
+        """Host and port of the metrics, once there are any."""
         self.backend: Backend | None = None
         """Engine and queue, once there are any."""
         self.listening = asyncio.Event()
@@ -115,7 +124,9 @@ class Server:
         """
         config = self._config
         authenticator = make_authenticator(config.security)
-        server = _grpc_server(config, authenticator)
+        recorder = None if config.telemetry.metrics_port is None else Recorder()
+        tracing = _tracing(config.telemetry)
+        server = _grpc_server(config, authenticator, recorder, tracing)
         credentials, certificates = _credentials(config.security)
         address = _bind(server, config.server.host, config.server.port, credentials)
         self.port = _port_of(address)
@@ -130,15 +141,19 @@ class Server:
         )
         engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
+        watched = [*certificates, *authenticator.watched]
+        metrics = _metrics_server(config.telemetry, recorder, backend, watched)
+        self.metrics_address = None if metrics is None else metrics.address
         self._install_signals()
-        refreshing = self._start_refreshing([*certificates, *authenticator.watched])
+        refreshing = self._start_refreshing(watched)
         try:
             _report(health, backend)
             await server.start()
             if health_server is not None:
                 await health_server.start()
             text = "not ready yet: the model loads; health checks are answered"
-            logger.info("listening", extra={"fields": {"address": address}, "text": text})
+            addresses = {"address": address} | ({} if metrics is None else {"metrics_address": metrics.address})
+            logger.info("listening", extra={"fields": addresses, "text": text})
             if config.security.authenticates and credentials is None:
                 logger.warning("credentials cross the network in the clear unless a proxy on this machine adds TLS")
             self.listening.set()
@@ -168,6 +183,10 @@ class Server:
             if health_server is not None:
                 await health_server.stop(0)
             await _cancel(*refreshing)
+            if metrics is not None:
+                await asyncio.to_thread(metrics.close)
+            if tracing is not None:
+                await self._unless_stopped_now(asyncio.to_thread(tracing.close))
             logger.info("stopped")
 
     def _bind_health(self, health: Health, authenticator: Authenticator) -> grpc.aio.Server | None:
@@ -308,7 +327,33 @@ def _credentials(config: SecurityConfig) -> tuple[grpc.ServerCredentials | None,
     return server_credentials(certificates), [certificates]
 
 
-def _grpc_server(config: ServiceConfig, authenticator: Authenticator) -> grpc.aio.Server:
+def _metrics_server(
+    config: TelemetryConfig, recorder: Recorder | None, backend: Backend, watched: list[Refreshable]
+) -> MetricsServer | None:
+    """Where metrics are scraped, or None. Raises ConfigurationError."""
+    if recorder is None or config.metrics_port is None:
+        return None
+    registry = registry_of(ServiceCollector(recorder, backend, watched))
+    return MetricsServer(config.metrics_host, config.metrics_port, registry)
+
+
+def _tracing(config: TelemetryConfig) -> "Tracing | None":
+    """Where spans go, or None. Raises ConfigurationError."""
+    if config.otlp_endpoint is None:
+        return None
+    try:
+        # Here, so that a server without traces needs no library for them.
+        from tokenwire.telemetry.tracing import Tracing
+    except ImportError as error:
+        raise ConfigurationError(
+            f"otlp_endpoint needs OpenTelemetry ({error.name} is missing): pip install 'tokenwire[telemetry]'"
+        ) from None
+    return Tracing(config.otlp_endpoint, config.trace_ratio)
+
+
+def _grpc_server(
+    config: ServiceConfig, authenticator: Authenticator, observer: Observer | None, tracer: Tracer | None
+) -> grpc.aio.Server:
     keepalive_ms = int(_KEEPALIVE_S * 1000)
     server = config.server
     # gRPC adds a jitter of a tenth; the grace behind it is without end, so that no stream is cut off.
@@ -318,7 +363,7 @@ def _grpc_server(config: ServiceConfig, authenticator: Authenticator) -> grpc.ai
         else []
     )
     return grpc.aio.server(
-        interceptors=(CallInterceptor(authenticator),),
+        interceptors=(CallInterceptor(authenticator, observer, tracer),),
         options=(
             # Two servers on one port would each get a part of the connections, silently.
             ("grpc.so_reuseport", 0),

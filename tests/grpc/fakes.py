@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from tokenwire._native import MAX_EXPLAINED_TOKENS
+from tokenwire.engine.figures import EngineFigures
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import (
     Delta,
@@ -256,6 +257,7 @@ class FakeEngine:
         self.submitted: asyncio.Queue[FakeStream] = asyncio.Queue()
         self.stopped = False
         self.phase = "loading weights"
+        self.figures = EngineFigures()
         self._info = info or model_info()
         self._load, self._load_error = load, load_error
         self._state = EngineState.LOADING

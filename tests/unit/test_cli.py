@@ -124,6 +124,10 @@ OTHER: dict[str, tuple[str, Any]] = {
     "resume_window": ("1.5", 1.5),
     "max_retained_stream_bytes": ("26", 26),
     "max_retained_bytes": ("27", 27),
+    "metrics_port": ("9000", 9000),
+    "metrics_host": ("::1", "::1"),
+    "otlp_endpoint": ("http://127.0.0.1:4317", "http://127.0.0.1:4317"),
+    "trace_ratio": ("0.25", 0.25),
     "log_format": ("json", "json"),
     "log_level": ("debug", "debug"),
 }

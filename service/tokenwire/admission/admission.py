@@ -101,6 +101,11 @@ class Admission:
         self._filling = False
         engine.on_state_change(self._engine_changed)
 
+    @property
+    def num_running(self) -> int:
+        """Requests that the engine has."""
+        return len(self._running)
+
     def check_room(self, caller: Caller) -> None:
         """Refuse early what ``submit`` would refuse whatever the request is: before its prompt is tokenized.
 

@@ -33,6 +33,7 @@ from tokenwire.engine.resident import resident_bytes
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import EmissionLike, GenerationT, SamplerLike
 from tokenwire.engine.scheduler import Schedule, Scheduler
+from tokenwire.engine.step_times import StepTimes
 from tokenwire.model.batch import ForwardBatch, Runner
 
 Inbox = SimpleQueue[tuple[float, Command]]
@@ -111,6 +112,7 @@ class Engine(Generic[GenerationT]):
         self._stats_asked = 0
         self._stopping = False
         self._num_steps = 0
+        self._step_times = StepTimes()
 
     def serve(self, send: Callable[[Event], None]) -> None:
         """Step until a Stop command: one message per step that gave something. Blocks where there is nothing to do."""
@@ -128,6 +130,8 @@ class Engine(Generic[GenerationT]):
         Rows whose drafts come true get more than one.
         """
         self._apply_commands()
+        step_times = self._step_times
+        step_times.begin()
         ended = self._end_idle_late() if self._times.limited else []
         schedule = self._scheduler.schedule()
         self._tell_released()
@@ -141,11 +145,15 @@ class Engine(Generic[GenerationT]):
             # Rows that are chosen together take one row of logits each: beside them nothing is drafted.
             if self._drafts.is_wanted and schedule.is_plain:
                 alive = itertools.chain(self._scheduler.running, self._scheduler.waiting)
+                step_times.end_rest()
                 schedule = self._drafts.propose(schedule, alive)
+                step_times.end_draft()
+            step_times.end_rest()
             try:
                 logits = self._forward(schedule)
             except self._memory_errors:
                 return self._compute_less(schedule, ended)
+            step_times.end_forward()
             if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):
                 rows = schedule.rows[: schedule.num_sampled]
                 emissions, leading = self._verify(logits, rows, drafts)
@@ -158,16 +166,18 @@ class Engine(Generic[GenerationT]):
             raise
         except Exception as error:
             return self._fail(schedule.rows, error, ended)
+        step_times.end_sample()
         outputs = self._commit(schedule, rows, emissions, beam_steps, ended)
         if leading:
             self._drafts.settle(leading, outputs.deltas)
         if self._scorer.is_wanted:
             self._end_failed(self._scorer.send(schedule.rows, outputs.deltas), outputs)
+        step_times.end_rest()
         return outputs
 
     def stats(self) -> Stats:
-        """Counters as they are between two steps."""
-        scheduler = self._scheduler
+        """Counters as they are now. Reads single values only, so that another thread may ask, too."""
+        scheduler, times = self._scheduler, self._step_times
         return Stats(
             running=len(scheduler.running),
             waiting=len(scheduler.waiting),
@@ -176,6 +186,10 @@ class Engine(Generic[GenerationT]):
             steps=self._num_steps,
             preemptions=scheduler.num_preemptions,
             resident_bytes=resident_bytes(),
+            draft_s=times.draft_s,
+            forward_s=times.forward_s,
+            sample_s=times.sample_s,
+            rest_s=times.rest_s,
         )
 
     def _apply_commands(self) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from typing import Protocol
 
+from tokenwire.engine.figures import EngineFigures
 from tokenwire.engine.protocol import Delta, ModelInfo, Stats
 from tokenwire.engine.settings import GenerationSettings
 
@@ -62,6 +63,10 @@ class EngineHandle(Protocol):
     @property
     def info(self) -> ModelInfo:
         """The loaded model. Raises EngineUnavailableError before the first READY."""
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What it has done and holds, as last heard of."""
 
     def on_state_change(self, callback: Callable[[EngineState], None]) -> None:
         """Call ``callback`` at every change of ``state``, on the event loop."""

@@ -28,6 +28,7 @@ from tokenwire.engine.protocol import (
     ModelInfo,
     Ready,
     Start,
+    Stats,
     StepOutputs,
     Stop,
     Submit,
@@ -134,7 +135,7 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
     gc.freeze()
     is_serving.set()
     channel.send(Ready(built.info))
-    threading.Thread(target=_beat, args=(channel, built.pulse), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_beat, args=(channel, built.pulse, engine.stats), name="heartbeat", daemon=True).start()
     engine.serve(lambda event: _send(channel, inbox, event))
     return 0
 
@@ -176,11 +177,11 @@ def _read(channel: BlockingChannel, inbox: Inbox, is_serving: threading.Event) -
     _exit(code)
 
 
-def _beat(channel: BlockingChannel, pulse: Pulse) -> None:
+def _beat(channel: BlockingChannel, pulse: Pulse, stats: Callable[[], Stats]) -> None:
     """Tell the front how the loop fares, until the front is gone."""
     with contextlib.suppress(ConnectionError):
         while True:
-            channel.send(Beat(pulse.stalled_s()))
+            channel.send(Beat(pulse.stalled_s(), stats()))
             time.sleep(BEAT_INTERVAL_S)
 
 

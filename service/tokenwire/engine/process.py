@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from tokenwire.config import EngineConfig, ModelConfig, SupervisionConfig
 from tokenwire.engine.child import Child
 from tokenwire.engine.failures import error_of
+from tokenwire.engine.figures import EngineFigures
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.hang_watch import HangWatch
 from tokenwire.engine.protocol import (
@@ -69,6 +70,7 @@ class EngineProcess:
         self._watch = HangWatch(self._supervision.hang_timeout, self._on_hang)
         self._state = EngineState.LOADING
         self._phase = "starting"
+        self._figures = EngineFigures()
         self._info: ModelInfo | None = None
         self._callbacks: list[Callable[[EngineState], None]] = []
         self._child: Child | None = None
@@ -96,6 +98,11 @@ class EngineProcess:
     def phase(self) -> str:
         """What start-up is doing, or why the engine stays down, for the log and error texts."""
         return self._phase
+
+    @property
+    def figures(self) -> EngineFigures:
+        """What the engine has done and holds, as last heard of."""
+        return self._figures
 
     @property
     def info(self) -> ModelInfo:
@@ -162,6 +169,7 @@ class EngineProcess:
         if self._state is EngineState.STOPPED:
             raise EngineUnavailableError("the engine was stopped", _RETRY_AFTER_S)
         self._phase = "starting"
+        self._figures.begin_process()
         self._ready = asyncio.get_running_loop().create_future()
         try:
             child = self._child = await Child.spawn(self._command, self._on_event, self._on_close)
@@ -182,6 +190,7 @@ class EngineProcess:
                 raise ModelLoadError(f"the engine process ended while {self._phase}: {how}") from None
             raise
         self._info = info
+        self._figures.enter_phase(None)
         self._watch.start()
         if self._state is EngineState.LOADING:
             self._set_state(EngineState.READY)
@@ -216,6 +225,7 @@ class EngineProcess:
             if self._state is not EngineState.LOADING:
                 return
             logger.warning("restarting the engine")
+            self._figures.num_restarts += 1
             try:
                 await self._launch()
             except EngineUnavailableError:
@@ -287,14 +297,16 @@ class EngineProcess:
             case StepOutputs():
                 self._watch.hear()
                 self._on_outputs(event)
-            case Beat(stalled_s=stalled_s):
+            case Beat(stalled_s=stalled_s, stats=stats):
                 self._watch.hear(stalled_s)
+                self._figures.hear(stats, stalled_s)
             case Stats():
                 answer = self._stats.popleft()
                 if not answer.done():
                     answer.set_result(event)
             case Loading(phase=phase):
                 self._phase = phase
+                self._figures.enter_phase(phase)
                 logger.info("loading", extra={"fields": {"phase": phase}})
             case Ready(info=info):
                 if self._ready is not None and not self._ready.done():
@@ -326,6 +338,7 @@ class EngineProcess:
     def _on_close(self) -> None:
         """The process is dead or dying: end what waits for it, at once."""
         self._watch.stop()
+        self._figures.end_process()
         if self._state in (EngineState.READY, EngineState.STALLED):
             self._set_state(EngineState.LOADING)
         self._phase = "restarting" if self._info is not None else self._phase

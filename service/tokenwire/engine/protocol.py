@@ -218,7 +218,7 @@ class StepOutputs(msgspec.Struct, tag="step"):
 
 
 class Stats(msgspec.Struct, frozen=True, tag="stats"):
-    """A look at the engine between two steps."""
+    """A look at the engine: between two steps where it was asked for, at any moment in a Beat."""
 
     running: int
     waiting: int
@@ -227,6 +227,11 @@ class Stats(msgspec.Struct, frozen=True, tag="stats"):
     steps: int
     preemptions: int
     resident_bytes: int
+    draft_s: float = 0.0
+    """Seconds of all steps, by what they went into (`step_times.StepTimes`)."""
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    rest_s: float = 0.0
 
 
 class Beat(msgspec.Struct, frozen=True, tag="beat"):
@@ -234,6 +239,8 @@ class Beat(msgspec.Struct, frozen=True, tag="beat"):
 
     stalled_s: float
     """Seconds since the loop last got on: began a step, or came to the next layer of the model. 0 where it waits."""
+    stats: Stats | None = None
+    """As they were a moment ago; read by another thread than the loop's, which so has no work with them."""
 
 
 Event = Loading | Ready | LoadFailed | StepOutputs | Stats | Beat

@@ -15,6 +15,18 @@ T_co = TypeVar("T_co", covariant=True)
 class Refreshable(Protocol):
     """What the server looks after from time to time."""
 
+    @property
+    def name(self) -> str:
+        """What the files hold."""
+
+    @property
+    def num_reloads(self) -> int:
+        """Changes that were taken over."""
+
+    @property
+    def num_failures(self) -> int:
+        """Changes that could not be used."""
+
     def refresh(self) -> None:
         """Read the files again if they have changed."""
 
@@ -26,7 +38,11 @@ class Watched(Generic[T_co]):
     """
 
     def __init__(self, name: str, paths: Sequence[Path], load: Callable[[], T_co]) -> None:
-        self._name = name
+        self.name = name
+        self.num_reloads = 0
+        """Changes that were taken over."""
+        self.num_failures = 0
+        """Changes that could not be used: the old value stayed."""
         self._paths = tuple(paths)
         self._load = load
         # Before the files are read: what changes while they are shows at the next look.
@@ -47,9 +63,11 @@ class Watched(Generic[T_co]):
         try:
             self._value = self._load()
         except ConfigurationError as error:
-            logger.warning("the old %s stay in use: %s", self._name, error)
+            self.num_failures += 1
+            logger.warning("the old %s stay in use: %s", self.name, error)
         else:
-            logger.info("%s read anew", self._name)
+            self.num_reloads += 1
+            logger.info("%s read anew", self.name)
 
     def _stamps(self) -> list[tuple[int, int, int] | None]:
         return [_stamp(path) for path in self._paths]

@@ -78,6 +78,11 @@ class Backend:
         return self._served is not None
 
     @property
+    def info(self) -> ModelInfo | None:
+        """The served model, once there is one."""
+        return None if self._served is None else self._served.info
+
+    @property
     def is_serving(self) -> bool:
         """Whether requests for generation should come here."""
         return self.is_known and self.engine.state is EngineState.READY

@@ -78,6 +78,9 @@ class Batch:
             except Exception as error:
                 request_id = current_call().request_id
                 refusal = refusal_of(error, request_id)
+                call = current_call()
+                if call.observer is not None:
+                    call.observer.failed(refusal.code.name, refusal.reason, call.priority)
                 if refusal.is_fault:
                     fields: dict[str, object] = {"request_id": request_id, "item": index, "reason": refusal.reason}
                     log(logging.ERROR, "batch item", fields, error)

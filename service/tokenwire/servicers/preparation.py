@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from tokenwire import convert, validation
 from tokenwire.admission.admission import Admission
-from tokenwire.call import current_call
+from tokenwire.call import Progress, current_call
 from tokenwire.convert_settings import config_of
 from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.protocol import Finish
@@ -69,6 +69,7 @@ class Prepared(NamedTuple):
             deadline=call.deadline if settings.deadline_aware else None,
         )
         call.count_prompt(len(self.prompt.token_ids))
+        call.settings, call.model = settings, self.served.info.model_id
         return stream
 
     def writers(self, response: StreamResponse) -> list[SequenceWriter]:
@@ -295,11 +296,11 @@ async def events_of(
     prepared: Prepared, stream: TokenStream, response: StreamResponse
 ) -> AsyncGenerator[StreamEvent, None]:
     """The deltas and finishes of an answer, as events of a stream. Closes nothing."""
-    call = current_call()
+    progress = Progress(current_call())
     writers = prepared.writers(response)
     num_finished = 0
     async for delta in stream:
-        call.count(len(delta.token_ids))
+        progress.count(len(delta.token_ids), delta.sequence_index)
         writer = writers[delta.sequence_index]
         if delta.prompt_logprobs:
             await writer.score_prompt(delta)
@@ -308,13 +309,14 @@ async def events_of(
             yield event
         if delta.finish is not None:
             num_finished += 1
+            progress.finish(delta.finish, delta.sequence_index)
             yield response(finish=prepared.finish_of(delta.finish, delta.sequence_index))
     prepared.check_all_finished(num_finished)
 
 
 async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
     """The whole answer. Closes the stream, whatever happens."""
-    call = current_call()
+    progress = Progress(current_call())
     writers = prepared.writers(generation_service_pb2.GenerateStreamResponse)
     response = generation_service_pb2.GenerateResponse(start=prepared.start)
     # In their place from the start: what a prompt's log probabilities fill is not copied.
@@ -324,7 +326,7 @@ async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
     with closing(stream):
         async for delta in stream:
             index = delta.sequence_index
-            call.count(len(delta.token_ids))
+            progress.count(len(delta.token_ids), index)
             if delta.prompt_logprobs:
                 await writers[index].score_prompt(delta, sequences[index].prompt_logprobs)
             event = writers[index].push(delta)
@@ -333,6 +335,7 @@ async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
                 _append(event.delta, sequences[index])
             if delta.finish is not None:
                 num_finished += 1
+                progress.finish(delta.finish, index)
                 sequences[index].finish.CopyFrom(prepared.finish_of(delta.finish, index))
     prepared.check_all_finished(num_finished)
     texts = []

@@ -1,0 +1,75 @@
+"""Counts what calls do, as they do it. On the event loop: every token of every stream passes here."""
+
+from collections import Counter
+
+from tokenwire.call import Call
+from tokenwire.engine.protocol import Finish
+from tokenwire.security.callers import Priority
+from tokenwire.telemetry import metrics
+from tokenwire.telemetry.histogram import Histogram
+
+ADMISSION_REASONS = frozenset({"QUEUE_FULL", "CALLER_LIMIT", "QUEUE_TIMEOUT", "ENGINE_UNAVAILABLE"})
+"""Reasons of ErrorInfo for which a request is not admitted, or not kept."""
+SLOW_READER = "SLOW_READER"
+"""That of a stream that nobody read."""
+
+
+class Recorder:
+    """Implements `call.Observer` for the metrics. Other threads may read."""
+
+    def __init__(self) -> None:
+        self.requests: Counter[tuple[str, ...]] = Counter()
+        """By method, without the leading slash, and code."""
+        self.errors: Counter[tuple[str, ...]] = Counter()
+        """By code and reason."""
+        self.refusals: Counter[tuple[str, ...]] = Counter()
+        """By reason and priority."""
+        self.sequences: Counter[str] = Counter()
+        """By finish reason."""
+        self.slow_readers = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self.generation_tokens = 0
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
+        self.first_token = Histogram(metrics.TIME_TO_FIRST_TOKEN.bounds)
+        self.gaps = Histogram(metrics.INTER_TOKEN.bounds)
+        self.request = Histogram(metrics.REQUEST_SECONDS.bounds)
+        self.queue = Histogram(metrics.QUEUE_SECONDS.bounds)
+        self.prefill = Histogram(metrics.PREFILL_SECONDS.bounds)
+        self.decode = Histogram(metrics.DECODE_SECONDS.bounds)
+
+    def begun(self, seconds: float, tokens: int) -> None:
+        """The first tokens of a sequence came ``seconds`` after its call."""
+        self.first_token.observe(seconds)
+        self.generation_tokens += tokens
+
+    def went_on(self, seconds: float, tokens: int) -> None:
+        """``tokens`` came ``seconds`` after the ones before them of the same sequence."""
+        self.gaps.observe(seconds / tokens, tokens)
+        self.generation_tokens += tokens
+
+    def sequence_ended(self, finish: Finish) -> None:
+        """A sequence came to its end."""
+        self.sequences[finish.reason] += 1
+        self.cached_tokens += finish.cached_token_count
+        self.draft_tokens += finish.draft_token_count
+        self.accepted_tokens += finish.accepted_draft_token_count
+        self.queue.observe(finish.queue_ms / 1000)
+        self.prefill.observe(finish.prefill_ms / 1000)
+        self.decode.observe(finish.decode_ms / 1000)
+
+    def failed(self, code: str, reason: str, priority: Priority) -> None:
+        """A call, or an item of a batch, ended with an error."""
+        self.errors[code, reason] += 1
+        if reason in ADMISSION_REASONS:
+            self.refusals[reason, priority] += 1
+        elif reason == SLOW_READER:
+            self.slow_readers += 1
+
+    def call_ended(self, call: Call, code: str, seconds: float) -> None:
+        """A call is over; ``seconds``: since it came."""
+        self.requests[call.method.removeprefix("/"), code] += 1
+        self.prompt_tokens += call.prompt_tokens or 0
+        if code == "OK" and call.completion_tokens is not None:
+            self.request.observe(seconds)

@@ -1,0 +1,172 @@
+"""The metrics of a running server: what calls leave behind in them, and the port that they have."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from fakes import FakeEngine, say
+from harness import Service, service_config
+from scrapes import Scrape, scraped
+from test_calls import generate_request
+
+from tokenwire.config import LimitsConfig, ServiceConfig, TelemetryConfig
+from tokenwire.engine.handle import EngineState
+from tokenwire.errors import ConfigurationError
+from tokenwire.telemetry import exposition
+from tokenwire.telemetry.metrics import METRICS
+from tokenwire.v1 import generation_service_pb2 as pb
+
+Start = Callable[..., Awaitable[Service]]
+
+GENERATE = "tokenwire.v1.GenerationService/Generate"
+STREAM = "tokenwire.v1.GenerationService/GenerateStream"
+
+
+def with_metrics(**settings: Any) -> ServiceConfig:
+    return replace(service_config(**settings), telemetry=TelemetryConfig(metrics_port=0))
+
+
+async def metrics_of(service: Service) -> Scrape:
+    return await scraped(service.server.metrics_address)
+
+
+async def test_there_is_no_port_by_default(start: Start) -> None:
+    service = await start(FakeEngine())
+    assert service.server.metrics_address is None
+
+
+async def test_calls_are_counted_by_method_and_code(start: Start) -> None:
+    service = await start(FakeEngine(script=say("four")), with_metrics())
+    await service.generation.Generate(generate_request("hello"))
+    async for _ in service.generation.GenerateStream(generate_request("hello")):
+        pass
+    with pytest.raises(grpc.aio.AioRpcError):
+        await service.generation.Generate(pb.GenerateRequest())
+    found = await metrics_of(service)
+    assert found.value("tokenwire_requests_total", method=GENERATE, code="OK") == 1
+    assert found.value("tokenwire_requests_total", method=STREAM, code="OK") == 1
+    assert found.value("tokenwire_requests_total", method=GENERATE, code="INVALID_ARGUMENT") == 1
+    (error,) = found.labels("tokenwire_errors_total")
+    assert error["code"] == "INVALID_ARGUMENT"
+    # Five tokens each: four of text and the end.
+    assert found.value("tokenwire_generation_tokens_total") == 10
+    assert found.value("tokenwire_prompt_tokens_total") == 2 * len("hello")
+    assert found.value("tokenwire_sequences_total", reason="eos") == 2
+    for name, count in {"time_to_first_token": 2, "inter_token": 8, "request": 2, "queue": 2, "decode": 2}.items():
+        assert found.value(f"tokenwire_{name}_seconds_count") == count, name
+    assert found.value("tokenwire_queue_seconds_sum") == pytest.approx(0.002)
+
+
+async def test_items_of_a_batch_count_as_requests_of_their_own(start: Start) -> None:
+    service = await start(FakeEngine(script=say("four")), with_metrics())
+    prompts = [pb.Prompt(text="a"), pb.Prompt(text="b" * 1000), pb.Prompt(text="c")]
+    await service.generation.GenerateBatch(pb.GenerateBatchRequest(prompts=prompts))
+    found = await metrics_of(service)
+    assert found.value("tokenwire_time_to_first_token_seconds_count") == 2
+    assert found.value("tokenwire_inter_token_seconds_count") == 8
+    assert found.value("tokenwire_request_seconds_count") == 1
+    assert [labels["code"] for labels in found.labels("tokenwire_errors_total")] == ["INVALID_ARGUMENT"]
+
+
+async def test_a_metric_has_a_method_only_where_there_is_one(start: Start) -> None:
+    """What a client makes up leaves nothing behind."""
+    service = await start(FakeEngine(script=say("x")), with_metrics())
+    for path in ("/tokenwire.v1.GenerationService/Invented", "/no.Such/Method"):
+        with pytest.raises(grpc.aio.AioRpcError):
+            await service.channel.unary_unary(path)(b"")
+    await service.generation.Generate(generate_request())
+    found = await metrics_of(service)
+    assert [labels["method"] for labels in found.labels("tokenwire_requests_total")] == [GENERATE]
+
+
+async def test_what_waits_runs_and_is_refused(start: Start) -> None:
+    engine = FakeEngine()
+    limits = LimitsConfig(max_queued=1)
+    service = await start(engine, with_metrics(max_running=1, limits=limits))
+    running = asyncio.ensure_future(service.generation.Generate(generate_request("hello")))
+    stream = await engine.submitted.get()
+    waiting = asyncio.ensure_future(service.generation.Generate(generate_request("hello")))
+    assert service.server.backend is not None
+    async with asyncio.timeout(20):
+        while not service.server.backend.admission.num_waiting:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await service.generation.Generate(generate_request())
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    found = await metrics_of(service)
+    assert found.value("tokenwire_requests_running") == 1
+    assert found.value("tokenwire_requests_waiting") == 1
+    assert found.value("tokenwire_requests_waiting_tokens") == len("hello")
+    assert found.value("tokenwire_admission_refusals_total", reason="QUEUE_FULL", priority="normal") == 1
+    stream.answer("x")
+    await running
+    (await engine.submitted.get()).answer("x")
+    await waiting
+    found = await metrics_of(service)
+    assert found.value("tokenwire_requests_running") == found.value("tokenwire_requests_waiting") == 0
+
+
+async def test_the_engines_state_and_health_are_told(start: Start) -> None:
+    engine = FakeEngine()
+    service = await start(engine, with_metrics())
+
+    async def state() -> tuple[str, float]:
+        found = await metrics_of(service)
+        name = "tokenwire_engine_state"
+        (now,) = [labels["state"] for labels in found.labels(name) if found.value(name, **labels)]
+        return now, found.value("tokenwire_serving")
+
+    assert await state() == ("ready", 1)
+    engine.enter(EngineState.STALLED)
+    assert await state() == ("stalled", 0)
+    engine.enter(EngineState.READY)
+    assert await state() == ("ready", 1)
+
+
+async def test_every_metric_is_there_from_the_start_and_no_other(start: Start) -> None:
+    service = await start(FakeEngine(script=say("x")), with_metrics())
+    found = await metrics_of(service)
+    own = {name for name in found.families if not name.startswith("process_")}
+    assert own == {metric.name for metric in METRICS}
+    for metric in METRICS:
+        family = found.families[metric.name]
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+    assert found.value("process_resident_memory_bytes") > 0
+    assert found.value("process_open_fds") > 0
+
+
+async def test_a_port_in_use_is_one_line(start: Start) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = replace(service_config(), telemetry=TelemetryConfig(metrics_port=port))
+        with pytest.raises(ConfigurationError, match=rf"metrics_port: cannot listen on 127.0.0.1:{port}: the port is"):
+            await start(FakeEngine(), config)
+
+
+async def test_it_answers_again_once_idle_connections_are_timed_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that sends nothing is closed after a while, and makes room."""
+    monkeypatch.setattr(exposition._Handler, "timeout", 0.5)
+    service = await start(FakeEngine(), with_metrics())
+    host, _, port = str(service.server.metrics_address).rpartition(":")
+    idle = [socket.create_connection((host, int(port))) for _ in range(2 * exposition.MAX_CONNECTIONS)]
+    try:
+        found = None
+        async with asyncio.timeout(60):
+            while found is None:
+                try:
+                    found = await metrics_of(service)
+                except OSError:
+                    await asyncio.sleep(0.05)
+        assert found.value("tokenwire_serving") == 1
+    finally:
+        for connection in idle:
+            connection.close()
