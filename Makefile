@@ -55,6 +55,7 @@ lint: $(VENV)/.dev $(VENV)/.built ## Check format, types, layers, proto and gene
 	$(BIN)/lint-imports
 	$(BIN)/buf lint
 	$(BIN)/python tools/generate_configuration_docs.py --check
+	$(BIN)/python tools/generate_observability.py --check
 	$(RUST) cargo fmt --check
 	$(RUST) cargo clippy --release --locked --workspace --all-targets -- -D warnings
 

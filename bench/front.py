@@ -4,11 +4,12 @@ The server runs in a process of its own over an engine that gives every open str
 all of them, and never merges: every token is one message. The client, in another process, counts messages without
 parsing them; it costs about as much as the server.
 
-    python -m bench.front [--streams 64] [--tokens 400] [--rounds 5]
+    python -m bench.front [--streams 64] [--tokens 400] [--rounds 5] [--telemetry off metrics traces]
 """
 
 import argparse
 import asyncio
+import itertools
 import json
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ from pathlib import Path
 import grpc.aio
 import uvloop
 
-from tokenwire.config import EngineConfig, LogConfig, ModelConfig, ServerConfig, ServiceConfig
+from tokenwire.config import EngineConfig, LogConfig, ModelConfig, ServerConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.figures import EngineFigures
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.protocol import Delta, Finish, ModelInfo, Stats
@@ -192,13 +193,22 @@ def model_info() -> ModelInfo:
     )
 
 
-def serve(batch: int, log: str, profile: str | None) -> None:
+TELEMETRY = {
+    "off": TelemetryConfig(),
+    "metrics": TelemetryConfig(metrics_port=0),
+    # Nobody listens there: what it costs the front is the same, and the collector costs nothing.
+    "traces": TelemetryConfig(metrics_port=0, otlp_endpoint="http://127.0.0.1:9"),
+}
+
+
+def serve(batch: int, log: str, profile: str | None, telemetry: str) -> None:
     """The server process."""
     sys.stderr = Path(log).open("w", buffering=1)  # noqa: SIM115  (open as long as the process)
     config = ServiceConfig(
         model=ModelConfig(model="noop"),
         engine=EngineConfig(max_running=batch),
         server=ServerConfig(port=0, drain_grace=1.0),
+        telemetry=TELEMETRY[telemetry],
         log=LogConfig(log_format="json"),
     )
     if profile is None:
@@ -241,13 +251,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(streams: int, tokens: int, rounds: int, channels: int, profile: str | None) -> tuple[float, float, float]:
+def measure(
+    streams: int, tokens: int, rounds: int, channels: int, profile: str | None, telemetry: str
+) -> tuple[float, float, float]:
     """Medians over the rounds: messages per second; CPU microseconds per message of server and client."""
     context = multiprocessing.get_context("spawn")
     descriptor, name = tempfile.mkstemp(prefix="tokenwire-bench-", suffix=".log")
     os.close(descriptor)
     log = Path(name)
-    server = context.Process(target=serve, args=(streams, str(log), profile))
+    server = context.Process(target=serve, args=(streams, str(log), profile, telemetry))
     server.start()
     try:
         while '"event":"ready"' not in log.read_text():
@@ -287,15 +299,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=400)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--telemetry", choices=TELEMETRY, nargs="+", default=["off"], help="a row for each")
     parser.add_argument("--profile", help="write the server's cProfile statistics to this file")
     arguments = parser.parse_args()
-    print("| streams | messages/s | server CPU, us per message | client CPU, us per message |")
-    print("|---|---|---|---|")
-    for streams in arguments.streams:
+    print("| streams | telemetry | messages/s | server CPU, us per message | client CPU, us per message |")
+    print("|---|---|---|---|---|")
+    for streams, telemetry in itertools.product(arguments.streams, arguments.telemetry):
+        channels = min(arguments.channels, streams)
         rate, server_us, client_us = measure(
-            streams, arguments.tokens, arguments.rounds, min(arguments.channels, streams), arguments.profile
+            streams, arguments.tokens, arguments.rounds, channels, arguments.profile, telemetry
         )
-        print(f"| {streams} | {rate:,.0f} | {server_us:.0f} | {client_us:.0f} |", flush=True)
+        print(f"| {streams} | {telemetry} | {rate:,.0f} | {server_us:.1f} | {client_us:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

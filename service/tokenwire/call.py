@@ -86,6 +86,8 @@ class Call:
     """Of the request that was submitted last."""
     model: str = ""
     """Id of the model that answers."""
+    returned: tuple[tuple[str, str], ...] = ()
+    """Metadata that it ends with beside the ids."""
     cause: BaseException | None = None
     """What failed, for the log, where it was not the request that was wrong."""
 

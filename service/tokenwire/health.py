@@ -5,16 +5,20 @@ one open Watch holds up a stop until the grace is over.
 """
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from tokenwire.call import current_call
 from tokenwire.errors import EngineUnavailableError, UnknownServiceError
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+STATE_KEY = "tokenwire-state"
+"""Trailing metadata of Check: the engine's state, and while it loads the phase."""
 
 OVERALL = ""
 """Name of the health of the server as a whole."""
@@ -25,9 +29,13 @@ started again or drains."""
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Answers for the services it was made with; all are NOT_SERVING until ``update`` says otherwise."""
+    """Answers for the services it was made with; all are NOT_SERVING until ``update`` says otherwise.
 
-    def __init__(self, services: Iterable[str]) -> None:
+    ``describe``: what the service does now, for people; Check returns it as metadata.
+    """
+
+    def __init__(self, services: Iterable[str], describe: Callable[[], str]) -> None:
+        self._describe = describe
         self._statuses = dict.fromkeys((OVERALL, *services), NOT_SERVING)
         self._changed = asyncio.Event()
         self._closed = False
@@ -48,7 +56,8 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         self._changed = asyncio.Event()
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:  # noqa: N802
-        """The status now; NOT_FOUND for a service that is not here."""
+        """The status now, and as metadata why; NOT_FOUND for a service that is not here."""
+        current_call().returned = ((STATE_KEY, self._describe()),)
         status = self._statuses.get(request.service)
         if status is None:
             raise UnknownServiceError(request.service)

@@ -141,6 +141,8 @@ class _Serving:
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:
+            if self._call.returned:
+                self._context.set_trailing_metadata(_returned(self._call))
             _end(self._call, "OK")
             return
         if isinstance(error, asyncio.CancelledError) and self._cancelled_from_outside():
@@ -206,7 +208,7 @@ def _returned(call: Call) -> tuple[tuple[str, str], ...]:
         ids.append((TRACEPARENT_KEY, call.traceparent))
         if call.tracestate is not None:
             ids.append((TRACESTATE_KEY, call.tracestate))
-    return tuple(ids)
+    return (*ids, *call.returned)
 
 
 def _certificate_names(context: Any) -> Iterator[str]:

@@ -139,6 +139,7 @@ class Server:
             max_running=config.engine.max_running,
             slow_reader_timeout_s=config.server.slow_reader_timeout,
         )
+        health = Health((GENERATION, TOKENIZER, MODEL), lambda: backend.state)
         engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
         watched = [*certificates, *authenticator.watched]

@@ -24,6 +24,7 @@ from tokenwire.config import (
     ServerConfig,
     ServiceConfig,
     SupervisionConfig,
+    TelemetryConfig,
 )
 from tokenwire.engine.process import EngineProcess
 from tokenwire.engine.protocol import Stats
@@ -47,6 +48,7 @@ def chaos_config(options: dict[str, Any], **settings: Any) -> ServiceConfig:
         "supervision": SupervisionConfig(restart_delay=0.0),
         "server": ServerConfig(port=0, drain_grace=PATIENCE_S),
         "limits": LimitsConfig(max_queued=4096),
+        "telemetry": TelemetryConfig(),
         "log": LogConfig(log_format="json"),
     }
     for name, value in settings.items():

@@ -1,6 +1,7 @@
 """`tokenwire serve` over a fake engine, for tests that need a process of its own: ``serve_fake.py JSON``.
 
-Keys of the object: ``port``, ``mode`` (ready, loading, broken), ``drain_grace``, ``log_format``, ``callers``.
+Keys of the object: ``port``, ``mode`` (ready, loading, broken), ``drain_grace``, ``log_format``, ``callers``,
+``metrics_port``.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from fakes import FakeEngine, FakeStream
 
-from tokenwire.config import LogConfig, ModelConfig, SecurityConfig, ServerConfig, ServiceConfig
+from tokenwire.config import LogConfig, ModelConfig, SecurityConfig, ServerConfig, ServiceConfig, TelemetryConfig
 from tokenwire.server import run
 
 
@@ -36,6 +37,7 @@ def main() -> int:
             drain_grace=options.get("drain_grace", 5.0),
         ),
         security=SecurityConfig(callers=Path(options["callers"]) if "callers" in options else None),
+        telemetry=TelemetryConfig(metrics_port=options.get("metrics_port")),
         log=LogConfig(log_format=options.get("log_format", "json")),
     )
 

@@ -4,17 +4,19 @@ import asyncio
 import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 from fakes import FakeEngine, say
+from grpc_health.v1 import health_pb2
 from harness import Service, service_config
-from scrapes import Scrape, scraped
+from scrapes import Scrape, scraped, until
 from test_calls import generate_request
 
-from tokenwire.config import LimitsConfig, ServiceConfig, TelemetryConfig
+from tokenwire.config import LimitsConfig, SecurityConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.handle import EngineState
 from tokenwire.errors import ConfigurationError
 from tokenwire.telemetry import exposition
@@ -109,6 +111,69 @@ async def test_what_waits_runs_and_is_refused(start: Start) -> None:
     await waiting
     found = await metrics_of(service)
     assert found.value("tokenwire_requests_running") == found.value("tokenwire_requests_waiting") == 0
+
+
+async def test_a_slow_reader_that_is_cut_off_is_counted(start: Start) -> None:
+    engine = FakeEngine()
+    service = await start(engine, with_metrics(slow_reader_timeout=0.3))
+    slow = service.generation.GenerateStream(generate_request())
+    stream = await engine.submitted.get()
+    for _ in range(64):
+        stream.push("x" * 65_536, [1])
+    await asyncio.wait_for(stream.closed.wait(), 60)
+    found = await until(service.server.metrics_address, lambda scrape: scrape.value("tokenwire_slow_readers_total") > 0)
+    assert found.value("tokenwire_slow_readers_total") == 1
+    assert found.value("tokenwire_errors_total", code="RESOURCE_EXHAUSTED", reason="SLOW_READER") == 1
+    slow.cancel()
+
+
+async def test_files_that_cannot_be_reloaded_are_counted(start: Start, tmp_path: Path) -> None:
+    callers = tmp_path / "callers.toml"
+    callers.write_text("")
+    service = await start(FakeEngine(), with_metrics(security=SecurityConfig(callers=callers)))
+    name = "tokenwire_reloads_total"
+
+    def counts(found: Scrape) -> tuple[float, float]:
+        return found.value(name, what="callers", result="ok"), found.value(name, what="callers", result="failed")
+
+    assert counts(await metrics_of(service)) == (0, 0)
+    callers.write_text("[nonsense")
+    service.server.refresh()
+    await until(service.server.metrics_address, lambda found: counts(found) == (0, 1))
+    callers.write_text("[defaults]\n")
+    service.server.refresh()
+    await until(service.server.metrics_address, lambda found: counts(found) == (1, 1))
+
+
+@pytest.mark.parametrize("phase", ["importing", "loading"])
+async def test_the_phase_of_start_up_is_in_metrics_and_health(start: Start, phase: str) -> None:
+    engine = FakeEngine(load=asyncio.Event())
+    engine.figures.begin_process()
+    engine.figures.enter_phase(f"{phase} model on cpu")
+    service = await start(engine, with_metrics(), until_ready=False)
+    call = service.health.Check(health_pb2.HealthCheckRequest())
+    assert (await call).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert dict(await call.trailing_metadata())["tokenwire-state"] == f"loading: {phase}"
+    found = await metrics_of(service)
+    assert [labels["phase"] for labels in found.labels("tokenwire_startup_phase_seconds")] == ["starting", phase]
+    assert found.value("tokenwire_engine_state", state="loading") == 1
+    assert found.value("tokenwire_serving") == 0
+
+
+async def test_health_says_why(start: Start) -> None:
+    engine = FakeEngine()
+    service = await start(engine)
+
+    async def state() -> str:
+        call = service.health.Check(health_pb2.HealthCheckRequest(), metadata=(("x-request-id", "probe"),))
+        await call
+        returned = dict(await call.trailing_metadata())
+        assert returned["x-request-id"] == "probe"
+        return str(returned["tokenwire-state"])
+
+    assert await state() == "ready"
+    engine.enter(EngineState.STALLED)
+    assert await state() == "stalled"
 
 
 async def test_the_engines_state_and_health_are_told(start: Start) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``tokenwire serve | chat | generate | tokenize | model | keys``.
+"""The command line: ``tokenwire serve | chat | generate | tokenize | model | top | keys``.
 
 Exit codes: 0 done; 1 the server or the model failed; 2 the command line, a setting or the request is wrong;
 130 stopped with Ctrl-C; 141 the reader of the output went away. Every failure is one line on standard error.
@@ -23,6 +23,7 @@ from tokenwire.cli.options import CLIENT_SETTINGS, ENV_PREFIX, refuse_fractions
 from tokenwire.cli.output import fail
 from tokenwire.cli.serve import serve
 from tokenwire.cli.toml_file import TomlFile
+from tokenwire.cli.top import top
 from tokenwire.client import InvalidArgument, TokenwireError
 from tokenwire.errors import ConfigurationError, ModelLoadError
 
@@ -44,6 +45,7 @@ def build_app() -> App:
         # Flags of requests have no environment names: TOKENWIRE_MODEL is the path that `serve` loads.
         app.command(command, config=[TomlFile("client", CLIENT_SETTINGS), refuse_fractions])
     app.command(keys)
+    app.command(top, config=[refuse_fractions])
     return app
 
 

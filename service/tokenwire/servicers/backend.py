@@ -83,6 +83,15 @@ class Backend:
         return None if self._served is None else self._served.info
 
     @property
+    def state(self) -> str:
+        """What the service does now: draining, or the engine's state; while that loads, with the phase it is in."""
+        if self.draining:
+            return EngineState.DRAINING.value
+        phase = self.engine.figures.phase
+        state = self.engine.state.value
+        return f"{state}: {phase}" if phase is not None and self.engine.state is EngineState.LOADING else state
+
+    @property
     def is_serving(self) -> bool:
         """Whether requests for generation should come here."""
         return self.is_known and self.engine.state is EngineState.READY

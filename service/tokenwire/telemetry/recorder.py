@@ -1,6 +1,7 @@
 """Counts what calls do, as they do it. On the event loop: every token of every stream passes here."""
 
 from collections import Counter
+from typing import get_args
 
 from tokenwire.call import Call
 from tokenwire.engine.protocol import Finish
@@ -10,6 +11,7 @@ from tokenwire.telemetry.histogram import Histogram
 
 ADMISSION_REASONS = frozenset({"QUEUE_FULL", "CALLER_LIMIT", "QUEUE_TIMEOUT", "ENGINE_UNAVAILABLE"})
 """Reasons of ErrorInfo for which a request is not admitted, or not kept."""
+FINISH_REASONS = ("eos", "length", "stop_string", "stop_token", "max_time", "deadline")
 SLOW_READER = "SLOW_READER"
 """That of a stream that nobody read."""
 
@@ -22,9 +24,12 @@ class Recorder:
         """By method, without the leading slash, and code."""
         self.errors: Counter[tuple[str, ...]] = Counter()
         """By code and reason."""
-        self.refusals: Counter[tuple[str, ...]] = Counter()
+        # From the start, where the values are known: a rate begins with the first one.
+        self.refusals: Counter[tuple[str, ...]] = Counter(
+            {(reason, priority): 0 for reason in sorted(ADMISSION_REASONS) for priority in get_args(Priority)}
+        )
         """By reason and priority."""
-        self.sequences: Counter[str] = Counter()
+        self.sequences: Counter[str] = Counter(dict.fromkeys(FINISH_REASONS, 0))
         """By finish reason."""
         self.slow_readers = 0
         self.prompt_tokens = 0
