@@ -99,11 +99,11 @@ class Call:
 class Progress:
     """The answer to one request of a call, from its submission on. A batch has one per item, other calls have one."""
 
-    __slots__ = ("_call", "_last", "_observer", "_submitted")
+    __slots__ = ("_call", "_last", "_submitted", "_went_on")
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._observer = call.observer
+        self._went_on = None if call.observer is None else call.observer.went_on
         self._submitted = time.perf_counter()
         # By sequence: when its latest tokens came.
         self._last: dict[int, float] = {}
@@ -112,9 +112,9 @@ class Progress:
         """Note that ``tokens`` more tokens of a sequence came out of the model."""
         if not tokens:
             return
-        call, observer = self._call, self._observer
+        call = self._call
         call.completion_tokens = (call.completion_tokens or 0) + tokens
-        if observer is None:
+        if self._went_on is None:
             if call.first_token is None:
                 call.first_token = time.perf_counter()
             return
@@ -122,11 +122,12 @@ class Progress:
         last = self._last.get(sequence_index)
         self._last[sequence_index] = now
         if last is not None:
-            observer.went_on(now - last, tokens)
+            self._went_on(now - last, tokens)
             return
         if call.first_token is None:
             call.first_token = now
-        observer.begun(now - call.started, tokens)
+        if call.observer is not None:
+            call.observer.begun(now - call.started, tokens)
 
     def finish(self, finish: Finish, sequence_index: int) -> None:
         """Note that a sequence has ended."""
@@ -134,8 +135,8 @@ class Progress:
         call.finish = finish
         if call.trace is not None:
             call.trace.sequence_ended(self._submitted, finish, sequence_index)
-        if self._observer is not None:
-            self._observer.sequence_ended(finish)
+        if call.observer is not None:
+            call.observer.sequence_ended(finish)
 
 
 _current: ContextVar[Call] = ContextVar("tokenwire_call")

@@ -28,6 +28,7 @@ TRACESTATE_KEY = "tracestate"
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SANE_TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_SANE_TRACESTATE = re.compile(r"[ -~]{1,512}")
 _QUIET_SERVICES = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -196,7 +197,7 @@ def _ids_of(context: Any) -> tuple[str, str | None, str | None]:
             request_id = request_id or value
         elif key == TRACEPARENT_KEY and isinstance(value, str) and _SANE_TRACEPARENT.fullmatch(value):
             traceparent = traceparent or value
-        elif key == TRACESTATE_KEY and isinstance(value, str):
+        elif key == TRACESTATE_KEY and isinstance(value, str) and _SANE_TRACESTATE.fullmatch(value):
             tracestate = tracestate or value
     return request_id or secrets.token_hex(8), traceparent, tracestate
 

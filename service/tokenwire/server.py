@@ -5,7 +5,9 @@ import errno
 import logging
 import signal
 import socket
+import threading
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import grpc.aio
@@ -187,7 +189,7 @@ class Server:
             if metrics is not None:
                 await asyncio.to_thread(metrics.close)
             if tracing is not None:
-                await self._unless_stopped_now(asyncio.to_thread(tracing.close))
+                await self._unless_stopped_now(_in_daemon(tracing.close))
             logger.info("stopped")
 
     def _bind_health(self, health: Health, authenticator: Authenticator) -> grpc.aio.Server | None:
@@ -292,6 +294,20 @@ class Server:
         if self._stop_requested.is_set():
             self._stop_now.set()
         self._stop_requested.set()
+
+
+async def _in_daemon(work: Callable[[], None]) -> None:
+    """Do ``work`` in a thread that the end of the process does not wait for, as it would for the loop's own."""
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def run() -> None:
+        work()
+        # Nobody waits any longer where the loop is gone.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(done.set)
+
+    threading.Thread(target=run, name="last words", daemon=True).start()
+    await done.wait()
 
 
 async def _cancel(*tasks: asyncio.Future[Any]) -> None:

@@ -14,7 +14,7 @@ import grpc.aio
 import pytest
 from collector import Collector, Received, collecting
 from fakes import FakeEngine, say
-from harness import Service, service_config
+from harness import Service, open_channel, service_config
 from test_calls import generate_request
 
 from tokenwire.config import ServiceConfig, TelemetryConfig
@@ -23,6 +23,7 @@ from tokenwire.server import Server
 from tokenwire.telemetry import tracing
 from tokenwire.telemetry.occasionally import _Occasionally
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1 import generation_service_pb2_grpc
 
 Start = Callable[..., Awaitable[Service]]
 
@@ -102,6 +103,48 @@ async def test_a_call_is_a_span_with_queue_prefill_and_decode_below_it(
     assert children[2].attributes["gen_ai.usage.output_tokens"] == len("marmalade") + 1
     for text in ("heliotrope", "marmalade"):
         assert text.encode() not in collector.raw
+
+
+async def test_each_sequence_of_a_stream_has_its_own_spans(start: Start, collected: tuple[Collector, str]) -> None:
+    collector, endpoint = collected
+    service = await start(FakeEngine(script=say("x")), traced(endpoint))
+    request = generate_request("hi", num_return_sequences=2, do_sample=True)
+    async for _ in service.generation.GenerateStream(request):
+        pass
+    spans = await asyncio.to_thread(collector.until, 7)
+    front = named(spans, "tokenwire.v1.GenerationService/GenerateStream")
+    assert front.attributes["gen_ai.response.finish_reasons"] == ["eos", "eos"]
+    assert front.attributes["gen_ai.request.choice.count"] == 2
+    for name in ("queue", "prefill", "decode"):
+        children = [span for span in spans if span.name == name]
+        assert sorted(span.attributes["tokenwire.sequence_index"] for span in children) == [0, 1]
+        assert {span.parent_id for span in children} == {front.span_id}
+
+
+async def test_a_cancelled_call_has_a_span_that_says_so(start: Start, collected: tuple[Collector, str]) -> None:
+    collector, endpoint = collected
+    engine = FakeEngine()
+    service = await start(engine, traced(endpoint))
+    call = service.generation.GenerateStream(generate_request())
+    stream = await engine.submitted.get()
+    call.cancel()
+    await asyncio.wait_for(stream.closed.wait(), 60)
+    (span,) = await asyncio.to_thread(collector.until, 1)
+    assert span.attributes["rpc.response.status_code"] == "CANCELLED"
+    assert span.status != ERROR
+
+
+@pytest.mark.parametrize("state", ["vendor=" + "x" * 600, "no pairs at all"])
+async def test_a_trace_state_that_is_none_is_left_out(
+    start: Start, collected: tuple[Collector, str], state: str
+) -> None:
+    _, endpoint = collected
+    service = await start(FakeEngine(script=say("x")), traced(endpoint))
+    sent = (("traceparent", f"00-{TRACE}-{PARENT}-01"), ("tracestate", state))
+    call = service.generation.Generate(generate_request(), metadata=sent)
+    returned = dict(await call.trailing_metadata())
+    assert returned["traceparent"].startswith(f"00-{TRACE}-")
+    assert "tracestate" not in returned
 
 
 async def test_a_child_never_ends_after_its_parent(start: Start, collected: tuple[Collector, str]) -> None:
@@ -186,6 +229,40 @@ async def test_a_collector_that_takes_nothing_is_none_of_the_calls_business(
         assert await serve_without_a_collector(start, f"http://127.0.0.1:{listener.getsockname()[1]}", count) < 30
     # Of 400 spans that found no taker, not a line each.
     assert len([record for record in caplog.records if record.name == "tokenwire.telemetry"]) < 10
+
+
+async def test_the_last_spans_go_out_at_the_end(
+    collected: tuple[Collector, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector, endpoint = collected
+    monkeypatch.setattr(tracing, "EXPORT_INTERVAL_S", 600.0)
+    server = Server(traced(endpoint), lambda _: FakeEngine(script=say("x")))
+    serving = asyncio.create_task(server.serve())
+    await asyncio.wait_for(server.ready.wait(), 60)
+    async with open_channel(server) as channel:
+        stub = generation_service_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+        await stub.Generate(generate_request())
+    server.stop()
+    await asyncio.wait_for(serving, 60)
+    assert len(collector.spans) == 4
+
+
+async def test_a_second_signal_does_not_wait_for_a_silent_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_S", 600.0)
+    monkeypatch.setattr(tracing, "EXPORT_INTERVAL_S", 0.01)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server = Server(traced(endpoint), lambda _: FakeEngine(script=say("x")))
+        serving = asyncio.create_task(server.serve())
+        await asyncio.wait_for(server.ready.wait(), 60)
+        async with open_channel(server) as channel:
+            stub = generation_service_pb2_grpc.GenerationServiceStub(channel)  # type: ignore[no-untyped-call]
+            await stub.Generate(generate_request())
+        server.stop()
+        server.stop()
+        await asyncio.wait_for(serving, 60)
 
 
 def test_a_line_that_repeats_is_written_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,6 +6,7 @@ import pickle
 import platform
 import shutil
 import subprocess
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from tokenwire.client import Client, InvalidArgument
 HAS_NETWORK_GUARD = platform.system() == "Linux" and shutil.which("cc") is not None
 """It is C, and loaded by Linux's dynamic linker."""
 
-FLAGS = ["--kv-cache-memory", "32MiB", "--threads", "1", "--log-level", "debug"]
+FLAGS = ["--kv-cache-memory", "32MiB", "--threads", "1", "--log-level", "debug", "--metrics-port", "0"]
 
 AUDIT = """
 import os, sys
@@ -78,6 +79,8 @@ class Watched:
     texts: list[str]
     """Of prompts and answers."""
     log: str
+    metrics: str
+    """The last scrape."""
     notes: dict[str, list[list[str]]]
     """By guard: pid and event of each note."""
 
@@ -97,9 +100,12 @@ def watched(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch
     environment |= {name: os.fspath(path) for name, path in guards.items()}
     with running_server(tiny_llama, FLAGS, environment=environment) as server:
         texts = use(server)
+        (metrics_address,) = [line["metrics_address"] for line in server.log if line["event"] == "listening"]
+        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=60) as answer:
+            metrics = answer.read().decode()
         assert server.terminate() == 0
     notes = {name: [line.split(" ", 1) for line in path.read_text().splitlines()] for name, path in guards.items()}
-    return Watched(str(server.pid), texts, json.dumps(server.log, ensure_ascii=False), notes)
+    return Watched(str(server.pid), texts, json.dumps(server.log, ensure_ascii=False), metrics, notes)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +127,13 @@ def test_no_outgoing_connection_and_nothing_unpickled(watched: Watched, guard: s
 
 def test_neither_prompt_nor_answer_is_written_down(watched: Watched) -> None:
     assert watched.log.count('"event": "request"') >= 15
+    assert "tokenwire_generation_tokens_total" in watched.metrics
     for text in watched.texts:
         assert text
         assert text not in watched.log
         assert json.dumps(text)[1:-1] not in watched.log
+        if len(text) > 8:  # shorter ones may stand there as part of a name
+            assert text not in watched.metrics
 
 
 def test_code_and_pickles_in_a_checkpoint_are_left_alone(tiny_llama: Path, tmp_path: Path) -> None:

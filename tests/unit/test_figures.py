@@ -65,16 +65,9 @@ def test_phases_of_start_up_are_a_closed_set_and_notes_belong_to_the_phase_that_
 
 
 def test_the_time_of_a_step_is_divided_without_rest() -> None:
-    clock = Clock()
-    times = StepTimes(clock)
-    for _ in range(2):
-        clock.now += 50  # between two steps
-        times.begin()
-        for seconds, end in ((1, times.end_rest), (2, times.end_draft), (4, times.end_forward), (8, times.end_sample)):
-            clock.now += seconds
-            end()
-        clock.now += 16
-        times.end_rest()
+    times = StepTimes()
+    for began in (100, 200):
+        times.add(began, 2, began + 3, began + 7, began + 15, began + 31)
     assert (times.draft_s, times.forward_s, times.sample_s, times.rest_s) == (4, 8, 16, 34)
 
 

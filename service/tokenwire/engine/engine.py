@@ -33,7 +33,7 @@ from tokenwire.engine.resident import resident_bytes
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import EmissionLike, GenerationT, SamplerLike
 from tokenwire.engine.scheduler import Schedule, Scheduler
-from tokenwire.engine.step_times import StepTimes
+from tokenwire.engine.step_times import StepTimes, step_clock
 from tokenwire.model.batch import ForwardBatch, Runner
 
 Inbox = SimpleQueue[tuple[float, Command]]
@@ -130,8 +130,7 @@ class Engine(Generic[GenerationT]):
         Rows whose drafts come true get more than one.
         """
         self._apply_commands()
-        step_times = self._step_times
-        step_times.begin()
+        began, drafted_s = step_clock(), 0.0
         ended = self._end_idle_late() if self._times.limited else []
         schedule = self._scheduler.schedule()
         self._tell_released()
@@ -145,15 +144,15 @@ class Engine(Generic[GenerationT]):
             # Rows that are chosen together take one row of logits each: beside them nothing is drafted.
             if self._drafts.is_wanted and schedule.is_plain:
                 alive = itertools.chain(self._scheduler.running, self._scheduler.waiting)
-                step_times.end_rest()
+                draft_began = step_clock()
                 schedule = self._drafts.propose(schedule, alive)
-                step_times.end_draft()
-            step_times.end_rest()
+                drafted_s = step_clock() - draft_began
+            forward_began = step_clock()
             try:
                 logits = self._forward(schedule)
             except self._memory_errors:
                 return self._compute_less(schedule, ended)
-            step_times.end_forward()
+            forward_ended = step_clock()
             if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):
                 rows = schedule.rows[: schedule.num_sampled]
                 emissions, leading = self._verify(logits, rows, drafts)
@@ -166,13 +165,13 @@ class Engine(Generic[GenerationT]):
             raise
         except Exception as error:
             return self._fail(schedule.rows, error, ended)
-        step_times.end_sample()
+        sampled = step_clock()
         outputs = self._commit(schedule, rows, emissions, beam_steps, ended)
         if leading:
             self._drafts.settle(leading, outputs.deltas)
         if self._scorer.is_wanted:
             self._end_failed(self._scorer.send(schedule.rows, outputs.deltas), outputs)
-        step_times.end_rest()
+        self._step_times.add(began, drafted_s, forward_began, forward_ended, sampled, step_clock())
         return outputs
 
     def stats(self) -> Stats:

@@ -10,23 +10,24 @@ class Histogram:
     prometheus_client's own histogram takes a lock per bucket, which every token served would pay for.
     """
 
-    __slots__ = ("_counts", "bounds", "total")
+    __slots__ = ("bounds", "counts", "total")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds = tuple(bounds)
         self.total = 0.0
         """Sum of the values."""
-        self._counts = [0] * (len(self.bounds) + 1)
+        self.counts = [0] * (len(self.bounds) + 1)
+        """How many values are in each bucket, the last one without a bound."""
 
     def observe(self, value: float, count: int = 1) -> None:
         """Note ``value``, ``count`` times."""
-        self._counts[bisect_left(self.bounds, value)] += count
+        self.counts[bisect_left(self.bounds, value)] += count
         self.total += value * count
 
     def cumulated(self) -> list[int]:
         """How many values are at most each bound, and last of all how many there are."""
         sums, count = [], 0
-        for each in self._counts:
+        for each in self.counts:
             count += each
             sums.append(count)
         return sums

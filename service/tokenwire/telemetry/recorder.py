@@ -1,5 +1,6 @@
 """Counts what calls do, as they do it. On the event loop: every token of every stream passes here."""
 
+from bisect import bisect_left
 from collections import Counter
 from typing import get_args
 
@@ -34,7 +35,7 @@ class Recorder:
         self.slow_readers = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
-        self.generation_tokens = 0
+        self._first_tokens = 0
         self.draft_tokens = 0
         self.accepted_tokens = 0
         self.first_token = Histogram(metrics.TIME_TO_FIRST_TOKEN.bounds)
@@ -44,15 +45,22 @@ class Recorder:
         self.prefill = Histogram(metrics.PREFILL_SECONDS.bounds)
         self.decode = Histogram(metrics.DECODE_SECONDS.bounds)
 
+    @property
+    def generation_tokens(self) -> int:
+        """Tokens generated: those that a sequence began with, and those that came after others."""
+        return self._first_tokens + sum(self.gaps.counts)
+
     def begun(self, seconds: float, tokens: int) -> None:
         """The first tokens of a sequence came ``seconds`` after its call."""
         self.first_token.observe(seconds)
-        self.generation_tokens += tokens
+        self._first_tokens += tokens
 
     def went_on(self, seconds: float, tokens: int) -> None:
         """``tokens`` came ``seconds`` after the ones before them of the same sequence."""
-        self.gaps.observe(seconds / tokens, tokens)
-        self.generation_tokens += tokens
+        # As Histogram.observe, without the call: this runs for every token served.
+        gaps = self.gaps
+        gaps.counts[bisect_left(gaps.bounds, seconds / tokens)] += tokens
+        gaps.total += seconds
 
     def sequence_ended(self, finish: Finish) -> None:
         """A sequence came to its end."""
