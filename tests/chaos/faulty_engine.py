@@ -20,6 +20,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "unit"))
 sys.path.append(str(Path(__file__).resolve().parent.parent / "grpc"))
 
+import msgspec
 from engine_fakes import FakeEmission, FakeRunner
 from fakes import VOCAB_SIZE, model_info
 
@@ -71,15 +72,13 @@ class Options:
     """What every forward pass takes at least, in seconds."""
     slow_s: float = 0.0
     memory_tokens: int = 0
-    """A forward of more tokens raises `OutOfMemoryError`; 0: none does."""
+    """A forward of more tokens runs out of memory; 0: none does."""
+    chat_templates: dict[str, str] = field(default_factory=dict)
+    """By name, beside the plain one, which is called default."""
     trace: bool = False
     """Whether a file ``passes`` is written, a line per pass: the first characters of the prompts whose rows decode."""
     loads: int = 1_000_000
     """How often the model can be loaded, counted by files in ``folder``."""
-
-
-class OutOfMemoryError(RuntimeError):
-    """Stands for torch's, so that this process need not import torch."""
 
 
 @dataclass
@@ -96,7 +95,8 @@ class FaultyRunner(FakeRunner):
         if 0 < self.options.memory_tokens < num_tokens:
             # As a pass that got half way: what it wrote must not matter.
             super().forward(batch)
-            raise OutOfMemoryError(f"no memory for {num_tokens} tokens")
+            # In the words of torch's allocator on the CPU, so that this process need not import it.
+            raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory for {num_tokens} tokens")
         for tokens, num_computed, table in zip(
             batch.token_ids, batch.num_computed_tokens, batch.block_tables, strict=True
         ):
@@ -177,6 +177,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     (folder / f"load-{number}").touch()
     capacity = options.num_blocks * options.block_size
     info = model_info(context_length=options.context, kv_token_capacity=capacity)
+    info = msgspec.structs.replace(info, chat_templates={**info.chat_templates, **options.chat_templates})
     tokenizer = Tokenizer.from_json(info.tokenizer_json)
     pulse = Pulse()
     runner = FaultyRunner(
@@ -202,7 +203,6 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         make_generation=make_maybe_panicky,
         make_beam_search=beam_search_factory(tokenizer, VOCAB_SIZE),
         info=info,
-        memory_errors=(OutOfMemoryError,),
         pulse=pulse,
     )
 

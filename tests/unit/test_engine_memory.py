@@ -40,7 +40,6 @@ def serve(
         make_beam_search=FakeBeamSearch,
         max_running=max_running,
         max_step_tokens=max_step_tokens,
-        memory_errors=(torch.OutOfMemoryError,),
     )
     for submit in submits:
         engine.inbox.put((0.0, submit))

@@ -87,6 +87,5 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
         info=info,
         draft_model=draft_model,
         fatal_errors=(torch.AcceleratorError,),
-        memory_errors=(torch.OutOfMemoryError, MemoryError),
         pulse=pulse,
     )

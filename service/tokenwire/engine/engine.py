@@ -35,6 +35,7 @@ from tokenwire.engine.sampler import EmissionLike, GenerationT, SamplerLike
 from tokenwire.engine.scheduler import Schedule, Scheduler
 from tokenwire.engine.step_times import StepTimes, step_clock
 from tokenwire.model.batch import ForwardBatch, Runner
+from tokenwire.model.memory import is_out_of_memory
 
 Inbox = SimpleQueue[tuple[float, Command]]
 """Commands with the monotonic time at which they arrived."""
@@ -56,7 +57,7 @@ class Engine(Generic[GenerationT]):
     exception there fails the request alone, a ValueError as the caller's fault. ``draft_model`` proposes tokens for
     requests with num_assistant_tokens.
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
-    After ``memory_errors`` of a forward pass its requests are computed again in smaller passes.
+    After a forward pass that ran out of memory its requests are computed again in smaller passes.
     ``pulse`` is told at every step that the loop gets on.
     """
 
@@ -72,7 +73,6 @@ class Engine(Generic[GenerationT]):
         draft_model: DraftModelLike | None = None,
         inbox: Inbox | None = None,
         fatal_errors: tuple[type[BaseException], ...] = (),
-        memory_errors: tuple[type[Exception], ...] = (),
         clock: Callable[[], float] = time.monotonic,
         pulse: Pulse | None = None,
     ) -> None:
@@ -86,7 +86,6 @@ class Engine(Generic[GenerationT]):
             shares_blocks=runner.shares_blocks,
         )
         self._fatal_errors = fatal_errors
-        self._memory_errors = memory_errors
         self._clock = clock
         self._pulse = Pulse() if pulse is None else pulse
         self._blocks = BlockManager(runner.num_blocks, runner.block_size)
@@ -150,7 +149,9 @@ class Engine(Generic[GenerationT]):
             forward_began = step_clock()
             try:
                 logits = self._forward(schedule)
-            except self._memory_errors:
+            except Exception as error:
+                if isinstance(error, self._fatal_errors) or not is_out_of_memory(error):
+                    raise
                 return self._compute_less(schedule, ended)
             forward_ended = step_clock()
             if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):

@@ -55,8 +55,6 @@ class Built:
     draft_model: DraftModelLike | None = None
     fatal_errors: tuple[type[BaseException], ...] = ()
     """Errors of a forward pass after which the device is lost and the process must end."""
-    memory_errors: tuple[type[Exception], ...] = ()
-    """Errors of a forward pass that a smaller one may not meet."""
     pulse: Pulse = dataclasses.field(default_factory=Pulse)
     """Told by the runner, where a pass can take long, how far it is."""
 
@@ -116,7 +114,6 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
             draft_model=built.draft_model,
             inbox=inbox,
             fatal_errors=built.fatal_errors,
-            memory_errors=built.memory_errors,
             pulse=built.pulse,
         )
         channel.send(Loading("warming up"))

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any
 
-import torch
-
 from tokenwire.config import EngineConfig, ModelConfig
 from tokenwire.errors import ModelLoadError
 from tokenwire.model.gate import GateError, open_paged_path
@@ -18,6 +16,7 @@ from tokenwire.model.kernels import Kernels
 from tokenwire.model.kv_cache import KVCache, LayerShape
 from tokenwire.model.layers import prepare_layers_inplace
 from tokenwire.model.loader import LoadedModel, load
+from tokenwire.model.memory import is_out_of_memory
 from tokenwire.model.padded import PaddedRunner
 from tokenwire.model.paged import PagedRunner
 
@@ -69,7 +68,9 @@ def make_draft_runner(draft: LoadedDraft, target: PagedRunner | PaddedRunner) ->
         )
     try:
         cache = KVCache(draft.shapes, target.num_blocks, target.block_size)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise ModelLoadError(
             f"{loaded.path}: out of memory while the draft model's KV cache was set up; lower kv_cache_memory"
         ) from error

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from tokenwire.model import attention
 from tokenwire.model.kv_cache import LayerShape
+from tokenwire.model.memory import is_out_of_memory
 from tokenwire.model.self_test import packed_error, tolerance
 
 _PROBE = "tokenwire_probe"
@@ -56,9 +57,9 @@ def open_paged_path(model: PreTrainedModel, vocab_size: int, *, quantization: st
     except GateError:
         model.set_attn_implementation(original)
         raise
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         # Whatever an architecture does with the hook, it is no reason to refuse the model: the padded path is left.
         model.set_attn_implementation(original)
         first_line = str(error).splitlines()[0] if str(error) else ""

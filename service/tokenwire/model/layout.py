@@ -20,6 +20,8 @@ from typing import TypeGuard
 import torch
 from transformers import PreTrainedModel
 
+from tokenwire.model.memory import is_out_of_memory
+
 _ROWS_HINT = 16
 """Rows that the packing is chosen for. Packed for one row 16 are a third slower, while one row gains nothing."""
 
@@ -64,7 +66,7 @@ def arrange_weights_inplace(model: PreTrainedModel, progress: Callable[[str], No
     try:
         model(input_ids=token, use_cache=False)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_out_of_memory(error):
             raise
         _replace(model, lambda module: module.unpacked() if isinstance(module, PackedLinear) else None)
         progress(f"linear layers stay unpacked: {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")

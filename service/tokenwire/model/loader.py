@@ -27,7 +27,7 @@ from tokenwire.model.checkpoint import (
     read_json,
     weight_sizes,
 )
-from tokenwire.model.memory import format_size, free_memory
+from tokenwire.model.memory import format_size, free_memory, is_out_of_memory
 from tokenwire.model.quantization import BYTES_PER_VALUE, bitsandbytes_config, describe, parameter_count
 
 _CONTEXT_NAMES = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "n_ctx")
@@ -96,9 +96,9 @@ def load(
             return _load_folder(checkpoint, folder, config, engine, progress)
         except TokenwireError:
             raise
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ModelLoadError(f"{path}: out of memory while loading ({first_line(error)})") from error
         except Exception as error:
+            if is_out_of_memory(error):
+                raise ModelLoadError(f"{path}: out of memory while loading ({first_line(error)})") from error
             raise ModelLoadError(f"{path}: cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +17,28 @@ def format_size(size: float) -> str:
     return f"{size / 1024**2:.0f} MiB" if size < 1024**3 else f"{size / 1024**3:.1f} GiB"
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an operation failed for want of memory. On the CPU torch says so by a plain RuntimeError."""
-    import torch
+_OUT_OF_MEMORY_TEXTS = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough memory",
+    "std::bad_alloc",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""What plain RuntimeErrors of torch say: its allocator on the CPU (Linux and macOS, Windows), the C++ library, and
+libraries of CUDA that allocate for themselves."""
 
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an operation failed for want of memory, on any device. Everything that asks this asks here.
+
+    Does not import torch: where it is not loaded, none of its errors was raised.
+    """
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    torch_module = sys.modules.get("torch")
+    if torch_module is not None and isinstance(error, torch_module.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS)
 
 
 def free_memory(device: "torch.device") -> int:
