@@ -1,6 +1,7 @@
 """Every rule about conversations, checked before any work."""
 
 import math
+import re
 from collections.abc import Iterator
 
 import msgspec
@@ -131,15 +132,36 @@ def _check_message(message: chat_pb2.ChatMessage, violations: Violations, path: 
         _check_json_object(call.arguments_json, violations, f"{path}.tool_calls[{index}].arguments_json")
 
 
+MAX_JSON_NESTING = 100
+"""Objects and lists inside each other in arguments of tool calls and parameters of tools."""
+
+
 def _check_json_object(text: str, violations: Violations, path: str) -> None:
     if not text:
         return
+    if _nesting(text) > MAX_JSON_NESTING:
+        violations.add(path, f"must be a JSON object of at most {MAX_JSON_NESTING} levels", text)
+        return
     try:
         value = msgspec.json.decode(text)
-    except RecursionError:
-        violations.add(path, "must be a JSON object that is not nested so deeply", text)
     except msgspec.DecodeError as error:
         violations.add(path, f"must be a JSON object that can be read ({error})", text)
     else:
         if not isinstance(value, dict):
             violations.add(path, "must be a JSON object", text)
+
+
+_STRINGS_AND_BRACKETS = re.compile(r'"(?:[^"\\]|\\.?)*+(?:"|\Z)|[\[\]{}]', re.DOTALL)
+
+
+def _nesting(text: str) -> int:
+    """How deep the brackets of a JSON text are nested, without recursion and whether or not it can be read."""
+    depth = deepest = 0
+    for found in _STRINGS_AND_BRACKETS.finditer(text):
+        character = found[0][0]
+        if character in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif character in "]}":
+            depth -= 1
+    return deepest

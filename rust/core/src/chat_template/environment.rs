@@ -28,17 +28,17 @@ pub(super) fn compile(source: &str) -> Result<Environment<'static>, Error> {
     // ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True) in transformers' chat_template_utils.
     env.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_formatter(|out, _, value| Ok(out.write_str(&python::to_str(value))?));
+    env.set_formatter(|out, _, value| Ok(out.write_str(&python::to_str(value)?)?));
     env.set_unknown_method_callback(methods::call);
     env.set_fuel(Some(FUEL));
     env.set_recursion_limit(RECURSION_LIMIT);
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        let message = python::to_str(&message).into_owned();
+        let message = python::to_str(&message)?.into_owned();
         Err(Error::new(ErrorKind::InvalidOperation, "raised by the template").with_source(Raised(message)))
     });
     filters::register(&mut env);
     dialect::register(&mut env);
-    env.add_template_owned(NAME, dialect::rewrite(&without_generation_tags(source)))?;
+    env.add_template_owned(NAME, dialect::rewrite(&without_generation_tags(source))?)?;
     Ok(env)
 }
 

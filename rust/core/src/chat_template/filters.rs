@@ -5,6 +5,7 @@ use super::python::{JsonStyle, to_str};
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value};
 use minijinja_contrib::{filters as contrib, globals};
+use std::borrow::Cow;
 
 /// Adds them to an environment, and takes out what jinja2 does not know.
 pub(super) fn register(env: &mut Environment<'_>) {
@@ -22,21 +23,21 @@ pub(super) fn register(env: &mut Environment<'_>) {
     env.add_filter("tojson", |value: &Value, args: Rest<Value>, kwargs: Kwargs| {
         JsonStyle::from_args(&args, &kwargs)?.dumps(value)
     });
-    env.add_filter("string", |value: &Value| to_str(value).into_owned());
-    env.add_filter("upper", |value: &Value| to_str(value).to_uppercase());
-    env.add_filter("lower", |value: &Value| to_str(value).to_lowercase());
-    env.add_filter("capitalize", |value: &Value| capitalize(&to_str(value)));
-    env.add_filter("title", |value: &Value| title(&to_str(value)));
-    env.add_filter("wordcount", |value: &Value| word_count(&to_str(value)));
+    env.add_filter("string", |value: &Value| to_str(value).map(Cow::into_owned));
+    env.add_filter("upper", |value: &Value| to_str(value).map(|text| text.to_uppercase()));
+    env.add_filter("lower", |value: &Value| to_str(value).map(|text| text.to_lowercase()));
+    env.add_filter("capitalize", |value: &Value| to_str(value).map(|text| capitalize(&text)));
+    env.add_filter("title", |value: &Value| to_str(value).map(|text| title(&text)));
+    env.add_filter("wordcount", |value: &Value| to_str(value).map(|text| word_count(&text)));
     env.add_filter("trim", |value: &Value, characters: Option<&str>| {
-        trim(&to_str(value), characters, true, true).to_owned()
+        to_str(value).map(|text| trim(&text, characters, true, true).to_owned())
     });
     env.add_filter("center", |value: &Value, width: Option<usize>| {
-        justified(&to_str(value), "center", width.unwrap_or(80), None)
+        justified(&to_str(value)?, "center", width.unwrap_or(80), None)
     });
     env.add_filter("escape", escape);
     env.add_filter("e", escape);
-    env.add_filter("forceescape", |value: &Value| escape(&Value::from(to_str(value))));
+    env.add_filter("forceescape", |value: &Value| escape(&Value::from(to_str(value)?)));
     env.add_filter("truncate", truncate);
     env.add_filter("join", join);
     env.add_filter("default", default);
@@ -76,12 +77,12 @@ fn word_count(text: &str) -> usize {
 }
 
 /// `markupsafe.escape`.
-fn escape(value: &Value) -> Value {
+fn escape(value: &Value) -> Result<Value, Error> {
     if value.is_safe() {
-        return value.clone();
+        return Ok(value.clone());
     }
     let mut out = String::new();
-    for character in to_str(value).chars() {
+    for character in to_str(value)?.chars() {
         match character {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),
@@ -91,7 +92,7 @@ fn escape(value: &Value) -> Value {
             _ => out.push(character),
         }
     }
-    Value::from_safe_string(out)
+    Ok(Value::from_safe_string(out))
 }
 
 /// The argument at a place, or of a name.
@@ -115,9 +116,9 @@ fn join(values: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Err
             Some(name) => item.get_item(name)?,
             None => item,
         };
-        parts.push(to_str(&item).into_owned());
+        parts.push(to_str(&item)?.into_owned());
     }
-    Ok(parts.join(&to_str(&separator)))
+    Ok(parts.join(&*to_str(&separator)?))
 }
 
 /// `truncate(s, length=255, killwords=False, end='...', leeway=5)`.

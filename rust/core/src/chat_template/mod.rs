@@ -14,6 +14,8 @@
 //!   that is read into a variable cannot be called;
 //! - `%r` is no conversion and `%d` takes no fraction; an operator behind a test without an argument
 //!   (`x is number - 1`) is a syntax error;
+//! - values that are stored are nested at most 200 levels deep, a namespace holds no namespace, and a tag has at most
+//!   2,000 tokens;
 //! - the filters `filesizeformat`, `random`, `urlencode`, `urlize`, `wordwrap` and `xmlattr` and the function `lipsum`
 //!   are unknown.
 

@@ -1,5 +1,6 @@
 //! Values as Python writes them: `str`, `repr` and `json.dumps`.
 
+use super::MAX_OUTPUT;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use regex::Regex;
@@ -12,19 +13,42 @@ pub(super) fn is_space(character: char) -> bool {
     character.is_whitespace() || ('\u{1C}'..='\u{1F}').contains(&character)
 }
 
+/// Levels of lists and dicts inside each other that are written, compared and stored: models' data have a few.
+pub(super) const MAX_NESTING: usize = 200;
+
+/// The error for more than [`MAX_NESTING`] levels.
+pub(super) fn too_deep() -> Error {
+    Error::new(ErrorKind::InvalidOperation, format!("a value is nested more than {MAX_NESTING} levels deep"))
+}
+
+/// Refuses to go on below the deepest level, and beyond the longest text.
+fn check_writing(depth: usize, out: &str) -> Result<(), Error> {
+    if depth > MAX_NESTING {
+        return Err(too_deep());
+    }
+    if out.len() > MAX_OUTPUT {
+        return Err(Error::new(ErrorKind::InvalidOperation, format!("a value's text exceeds {MAX_OUTPUT} bytes")));
+    }
+    Ok(())
+}
+
 /// `str(value)`; an undefined value is empty, as jinja2 prints it.
-pub(super) fn to_str(value: &Value) -> Cow<'_, str> {
+///
+/// # Errors
+/// For a value that is nested too deeply, or whose text is too long.
+pub(super) fn to_str(value: &Value) -> Result<Cow<'_, str>, Error> {
     if let Some(text) = value.as_str() {
-        return Cow::Borrowed(text);
+        return Ok(Cow::Borrowed(text));
     }
     let mut out = String::new();
     if !value.is_undefined() {
-        write_repr(value, &mut out);
+        write_repr(value, 0, &mut out)?;
     }
-    Cow::Owned(out)
+    Ok(Cow::Owned(out))
 }
 
-fn write_repr(value: &Value, out: &mut String) {
+fn write_repr(value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+    check_writing(depth, out)?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::String => write_str_repr(value.as_str().unwrap_or_default(), out),
@@ -37,7 +61,7 @@ fn write_repr(value: &Value, out: &mut String) {
                 if count > 0 {
                     out.push_str(", ");
                 }
-                write_repr(&item, out);
+                write_repr(&item, depth + 1, out)?;
                 count += 1;
             }
             if count == 1 && value.is_tuple() {
@@ -51,9 +75,9 @@ fn write_repr(value: &Value, out: &mut String) {
                 if index > 0 {
                     out.push_str(", ");
                 }
-                write_repr(&key, out);
+                write_repr(&key, depth + 1, out)?;
                 out.push_str(": ");
-                write_repr(&value.get_item(&key).unwrap_or_default(), out);
+                write_repr(&value.get_item(&key).unwrap_or_default(), depth + 1, out)?;
             }
             out.push('}');
         }
@@ -62,6 +86,7 @@ fn write_repr(value: &Value, out: &mut String) {
             let _ = write!(out, "{value}");
         }
     }
+    Ok(())
 }
 
 /// What `repr` escapes: everything that `str.isprintable` refuses.
@@ -153,8 +178,8 @@ impl JsonStyle {
             let mut parts = separators.try_iter()?;
             match (parts.next(), parts.next(), parts.next()) {
                 (Some(item), Some(key), None) => {
-                    item_separator = to_str(&item).into_owned();
-                    key_separator = to_str(&key).into_owned();
+                    item_separator = to_str(&item)?.into_owned();
+                    key_separator = to_str(&key)?.into_owned();
                 }
                 _ => return Err(Error::new(ErrorKind::InvalidOperation, "separators must be a pair")),
             }
@@ -176,6 +201,7 @@ impl JsonStyle {
     }
 
     fn write(&self, value: &Value, depth: usize, out: &mut String) -> Result<(), Error> {
+        check_writing(depth, out)?;
         match value.kind() {
             ValueKind::None => out.push_str("null"),
             ValueKind::Bool => out.push_str(if value.is_true() { "true" } else { "false" }),

@@ -43,7 +43,10 @@ impl Iterator for Tags<'_> {
 
     fn next(&mut self) -> Option<Tag> {
         loop {
-            self.at += ["{{", "{%", "{#"].iter().filter_map(|start| self.rest().find(start)).min()?;
+            let rest = self.rest();
+            // One search: a marker that does not occur would be looked for to the end again and again.
+            let mut braces = rest.match_indices('{').map(|(at, _)| at);
+            self.at += braces.find(|at| matches!(rest.as_bytes().get(at + 1), Some(b'{' | b'%' | b'#')))?;
             let is_statement = match self.rest().as_bytes().get(1) {
                 Some(b'#') => {
                     self.at += self.rest().find("#}")? + 2;

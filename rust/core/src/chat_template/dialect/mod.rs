@@ -12,15 +12,37 @@ mod runtime;
 pub(super) use runtime::register;
 
 use lexer::{Tag, Tags};
+use minijinja::{Error, ErrorKind};
+
+/// Longest template in bytes: those of models have some 20 KiB.
+const MAX_SOURCE: usize = 1 << 20;
+
+/// Most tokens of one tag: those of models have a few hundred at most. Parser and compiler need stack for the longest.
+const MAX_TAG_TOKENS: usize = 2_000;
 
 /// The template with jinja2's meaning.
-pub(super) fn rewrite(source: &str) -> String {
+///
+/// # Errors
+/// For a template that is too long, or has too long a tag.
+pub(super) fn rewrite(source: &str) -> Result<String, Error> {
+    let refuse = |detail: String| Err(Error::new(ErrorKind::SyntaxError, detail));
+    if source.len() > MAX_SOURCE {
+        return refuse(format!("the template exceeds {MAX_SOURCE} bytes"));
+    }
     let mut edits = Vec::new();
     for tag in Tags::new(source) {
         let Tag { tokens, is_statement } = tag;
-        edits.extend(parser::edits(source, &tokens, is_statement).unwrap_or_default());
+        if tokens.len() > MAX_TAG_TOKENS {
+            return refuse(format!("a tag exceeds {MAX_TAG_TOKENS} tokens"));
+        }
+        match parser::edits(source, &tokens, is_statement) {
+            parser::Outcome::Edits(of_tag) => edits.extend(of_tag),
+            parser::Outcome::TooDeep => {
+                return refuse(format!("an expression is nested more than {} levels deep", parser::MAX_DEPTH));
+            }
+        }
     }
-    apply(source, edits)
+    Ok(apply(source, edits))
 }
 
 /// A piece of the source and what takes its place. Insertions have an empty piece.

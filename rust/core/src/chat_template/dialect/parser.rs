@@ -2,23 +2,33 @@
 
 use super::Edit;
 use super::lexer::{Kind, Token};
-use super::runtime::{ATTRIBUTE, CONCAT, CONTAINS, ITEM, ITERABLE, MODULO, ORDER, SLICEABLE, is_method};
+use super::runtime::{
+    ATTRIBUTE, CONCAT, CONTAINS, ITEM, ITERABLE, MODULO, ORDER, SHALLOW, SLICEABLE, STORED, is_method,
+};
 
 /// Filters that iterate over their input, which none is not.
 const ITERATING: [&str; 10] = ["batch", "groupby", "join", "list", "max", "min", "slice", "sort", "sum", "unique"];
 
-/// Nesting of an expression that is followed; templates have a few levels.
-const MAX_DEPTH: usize = 60;
+/// Nesting of an expression that is allowed; templates have a few levels.
+pub(super) const MAX_DEPTH: usize = 60;
 
-/// The edits of one tag; none where it is no expression of this grammar.
-pub(super) fn edits(source: &str, tokens: &[Token], is_statement: bool) -> Option<Vec<Edit>> {
+/// What one tag needs.
+pub(super) enum Outcome {
+    /// Nothing, if it is no expression of this grammar.
+    Edits(Vec<Edit>),
+    /// It is nested more than [`MAX_DEPTH`] levels deep.
+    TooDeep,
+}
+
+/// The edits of one tag.
+pub(super) fn edits(source: &str, tokens: &[Token], is_statement: bool) -> Outcome {
     let mut parser = Parser { source, tokens, at: 0, depth: 0, edits: Vec::new() };
-    if is_statement {
-        parser.statement()?;
-    } else {
-        parser.tuple(true)?;
+    let parsed = if is_statement { parser.statement() } else { parser.tuple(true).map(|_| ()) };
+    match parsed {
+        Some(()) if parser.at == tokens.len() => Outcome::Edits(parser.edits),
+        None if parser.depth > MAX_DEPTH => Outcome::TooDeep,
+        _ => Outcome::Edits(Vec::new()),
     }
-    (parser.at == tokens.len()).then_some(parser.edits)
 }
 
 struct Parser<'a> {
@@ -98,10 +108,15 @@ impl<'a> Parser<'a> {
                 self.skip(Kind::Name, "recursive");
             }
             "set" => {
+                let is_attribute = self.text(self.at + 2) == ".";
                 while !self.skip(Kind::Operator, "=") {
                     self.take()?;
                 }
-                self.tuple(true)?;
+                let start = self.start()?;
+                let span = self.tuple(true)?;
+                let filter = if is_attribute { STORED } else { SHALLOW };
+                self.edits.push(Edit::open(start, "("));
+                self.edits.push(Edit::close(span.end, &format!(") | {filter}")));
             }
             "with" => {
                 self.at += 1;

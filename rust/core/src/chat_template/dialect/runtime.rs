@@ -1,7 +1,7 @@
 //! What a rewritten template calls: Python's meaning of what minijinja does otherwise.
 
 use super::super::MAX_OUTPUT;
-use super::super::python::to_str;
+use super::super::python::{MAX_NESTING, to_str, too_deep};
 use minijinja::value::{Kwargs, Object, ObjectRepr, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::cmp::Ordering;
@@ -15,6 +15,8 @@ pub(super) const ITEM: &str = "__tokenwire_item";
 pub(super) const CONTAINS: &str = "__tokenwire_in";
 pub(super) const SLICEABLE: &str = "__tokenwire_sliceable";
 pub(super) const ITERABLE: &str = "__tokenwire_iterable";
+pub(super) const SHALLOW: &str = "__tokenwire_shallow";
+pub(super) const STORED: &str = "__tokenwire_stored";
 
 /// minijinja's own.
 const NAMESPACE: &str = "__tokenwire_namespace";
@@ -80,6 +82,8 @@ pub(in super::super) fn register(env: &mut Environment<'_>) {
     env.add_function(NAMESPACE, minijinja::functions::namespace);
     env.add_function("namespace", namespace);
     env.add_filter(ITERABLE, iterable);
+    env.add_filter(SHALLOW, |state: &mut State<'_, '_>, value: Value| shallow(state, value, true));
+    env.add_filter(STORED, |state: &mut State<'_, '_>, value: Value| shallow(state, value, false));
     env.add_test("odd", |value: &Value| remainder(value, 2).map(|remainder| remainder == 1));
     env.add_test("even", |value: &Value| remainder(value, 2).map(|remainder| remainder == 0));
     env.add_test("divisibleby", |value: &Value, by: i64| remainder(value, by).map(|remainder| remainder == 0));
@@ -125,6 +129,46 @@ fn iterable(value: Value) -> Result<Value, Error> {
     if value.is_none() { Err(invalid("none is not iterable")) } else { Ok(value) }
 }
 
+/// The value itself, which is put into a variable, or into a namespace, where no other may be (`with_namespaces`
+/// false): it would be a ring.
+///
+/// Deep values are refused here because whatever walks through one needs stack for each of its levels, also what frees
+/// it. Each item looked at is a step: a value can be small and look huge, as it may hold the same list many times.
+fn shallow(state: &mut State<'_, '_>, value: Value, with_namespaces: bool) -> Result<Value, Error> {
+    look_into(state, &value, 0, with_namespaces)?;
+    Ok(value)
+}
+
+/// Steps for an item of what is not a plain list, such as a sum of lists, which is looked for through all its parts.
+const LAZY_STEPS: u64 = 8;
+
+fn look_into(state: &mut State<'_, '_>, value: &Value, depth: usize, with_namespaces: bool) -> Result<(), Error> {
+    if depth > MAX_NESTING {
+        return Err(too_deep());
+    }
+    match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            let steps = if value.kind() == ValueKind::Seq { 1 } else { LAZY_STEPS };
+            for item in value.try_iter()? {
+                state.consume_fuel(steps)?;
+                look_into(state, &item, depth + 1, with_namespaces)?;
+            }
+        }
+        ValueKind::Map => {
+            let is_namespace = value.as_object().is_some_and(|object| object.type_name().contains("Namespace"));
+            if is_namespace && !with_namespaces {
+                return Err(invalid("a namespace cannot be put into a namespace"));
+            }
+            for key in value.try_iter()? {
+                state.consume_fuel(1)?;
+                look_into(state, &value.get_item(&key)?, depth + 1, with_namespaces)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
 /// What is to be sliced: text or a list.
 fn sliceable(value: Value) -> Result<Value, Error> {
     match value.kind() {
@@ -163,7 +207,7 @@ fn remainder(value: &Value, by: i64) -> Result<i128, Error> {
 fn concat(state: &mut State<'_, '_>, values: Rest<Value>) -> Result<String, Error> {
     let mut out = String::new();
     for value in values.iter() {
-        out.push_str(&to_str(value));
+        out.push_str(&to_str(value)?);
         if out.len() > MAX_OUTPUT {
             return Err(invalid("the text is too large"));
         }
