@@ -222,6 +222,8 @@ class Admission:
         self._return_tokens(request, request.reserved)
         if error is not None and request.waiting is not None:
             request.waiting.fail(error)
+        # Those behind it may have waited for its start alone.
+        self._fill_later()
 
     def _end_empty(self, request: _Request) -> None:
         """Its deadline is near, and it asked for what there is by then: nothing."""
@@ -247,6 +249,9 @@ class Admission:
         Nobody overtakes one that needs more room than there is now: it might never get it.
         """
         self._filling = False
+        if self._engine.state is not EngineState.READY:
+            # It would refuse them. Once it gets on, or is gone, there is word of it.
+            return
         while (found := self._next()) is not None:
             place, request = found
             if not self._fits(request):
