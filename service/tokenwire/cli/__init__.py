@@ -16,6 +16,7 @@ from cyclopts.config import Env
 import tokenwire
 from tokenwire.cli.advice import explain
 from tokenwire.cli.chat import chat
+from tokenwire.cli.environment import refuse_misspelt_variables
 from tokenwire.cli.generate import generate
 from tokenwire.cli.inspect import model, tokenize
 from tokenwire.cli.keys import keys
@@ -40,7 +41,8 @@ def build_app() -> App:
         suppress_keyboard_interrupt=False,
         result_action="return_value",
     )
-    app.command(serve, config=[Env(ENV_PREFIX, command=False), TomlFile(), refuse_fractions])
+    sources = [Env(ENV_PREFIX, command=False), TomlFile(), refuse_misspelt_variables, refuse_fractions]
+    app.command(serve, config=sources)
     for command in (chat, generate, tokenize, model):
         # Flags of requests have no environment names: TOKENWIRE_MODEL is the path that `serve` loads.
         app.command(command, config=[TomlFile("client", CLIENT_SETTINGS), refuse_fractions])
