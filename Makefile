@@ -84,6 +84,7 @@ proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients b
 
 chaos: $(VENV)/.dev $(VENV)/.built ## Run the long fault and load tests (minutes)
 	$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos'
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/unit/test_engine_model.py tests/unit/test_admission_model.py
 
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench
