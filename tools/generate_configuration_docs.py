@@ -19,8 +19,8 @@ Generated from the settings by `python tools/generate_configuration_docs.py`; do
 
 A setting is taken from the first of these that has it: the flag, the environment variable, the TOML file, the default.
 The TOML file is the one that `--config` (or `{ENV_PREFIX}CONFIG`) names, otherwise `tokenwire.toml` in the working
-directory where there is one. An unknown key, or a value outside its range, ends the command with one line and exit
-code 2.
+directory where there is one. An unknown key, a variable that looks like a misspelt setting, or a value outside its
+range, ends the command with one line and exit code 2.
 
 ```toml
 # tokenwire.toml

@@ -314,7 +314,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 
 TestAdmission = AdmissionMachine.TestCase
-TestAdmission.settings = hypothesis_settings(stateful_step_count=40)
+TestAdmission.settings = hypothesis_settings(stateful_step_count=25)
 
 
 def machine(max_running: int, capacity: int) -> AdmissionMachine:
