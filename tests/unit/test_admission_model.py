@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -17,6 +18,9 @@ from tokenwire.engine.handle import EngineState
 from tokenwire.engine.settings import GenerationSettings
 from tokenwire.errors import CallerLimitError, EngineUnavailableError, QueueFullError, QueueTimeoutError
 from tokenwire.security.callers import Caller, Limits, Priority
+
+# For the deep profile.
+pytestmark = pytest.mark.timeout(1800)
 
 limits = st.none() | st.integers(1, 6)
 CALLERS = ("alice", "bob", "nightly")

@@ -20,7 +20,8 @@ from tokenwire.engine.protocol import Abort
 from tokenwire.engine.row import Row
 from tokenwire.model.batch import ForwardBatch
 
-pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.NonInteractiveExampleWarning")
+# For the deep profile.
+pytestmark = pytest.mark.timeout(1800)
 
 prompts = st.lists(st.integers(0, 95), min_size=1, max_size=20)
 lengths = st.integers(1, 12)
