@@ -1,10 +1,8 @@
 """The front process: wire up, start the engine, answer, drain, stop."""
 
 import asyncio
-import errno
 import logging
 import signal
-import socket
 import threading
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -15,12 +13,11 @@ import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tokenwire import _native, logs
-from tokenwire.call import Observer, Tracer
 from tokenwire.config import SecurityConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.handle import EngineHandle, EngineState
 from tokenwire.errors import ConfigurationError, ModelLoadError, TokenwireError
 from tokenwire.health import LIVENESS, OVERALL, Health
-from tokenwire.interceptors import CallInterceptor
+from tokenwire.listener import bind, make_server, port_of
 from tokenwire.reflection import add_reflection
 from tokenwire.security.authentication import Authenticator, make_authenticator
 from tokenwire.security.watched import Refreshable
@@ -64,10 +61,6 @@ STOP_NOW_GRACE_S = 0.2
 
 REFRESH_S = 5.0
 """Seconds between two looks at the files of certificates, callers and keys."""
-
-_KEEPALIVE_S = 2.0
-"""A client that is gone without a word (stopped, cut off) is noticed after at most twice this: its row is freed
-within 5 s. Measured: without ``grpc.http2.ping_timeout_ms`` such a stream lives for a minute."""
 
 
 def run(config: ServiceConfig, create_engine: EngineFactory | None = None) -> int:
@@ -128,12 +121,10 @@ class Server:
         authenticator = make_authenticator(config.security)
         recorder = None if config.telemetry.metrics_port is None else Recorder()
         tracing = _tracing(config.telemetry)
-        server = _grpc_server(config, authenticator, recorder, tracing)
+        server = make_server(config, authenticator, recorder, tracing)
         credentials, certificates = _credentials(config.security)
-        address = _bind(server, config.server.host, config.server.port, credentials)
-        self.port = _port_of(address)
-        health = Health((LIVENESS, GENERATION, TOKENIZER, MODEL))
-        health_server = self._bind_health(health, authenticator)
+        address = bind(server, config.server.host, config.server.port, credentials)
+        self.port = port_of(address)
         engine = self._create_engine(config)
         backend = self.backend = Backend(
             engine,
@@ -141,7 +132,8 @@ class Server:
             max_running=config.engine.max_running,
             slow_reader_timeout_s=config.server.slow_reader_timeout,
         )
-        health = Health((GENERATION, TOKENIZER, MODEL), lambda: backend.state)
+        health = Health((LIVENESS, GENERATION, TOKENIZER, MODEL), lambda: backend.state)
+        health_server = self._bind_health(health, authenticator)
         engine.on_state_change(lambda state: self._engine_changed(state, health, backend))
         _add_services(server, backend, health, reflection=config.server.reflection)
         watched = [*certificates, *authenticator.watched]
@@ -197,8 +189,8 @@ class Server:
         config = self._config.server
         if config.health_port is None:
             return None
-        server = _grpc_server(self._config, authenticator)
-        self.health_port = _port_of(_bind(server, config.host, config.health_port, None))
+        server = make_server(self._config, authenticator, observer=None, tracer=None)
+        self.health_port = port_of(bind(server, config.host, config.health_port, None))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         return server
 
@@ -366,68 +358,6 @@ def _tracing(config: TelemetryConfig) -> "Tracing | None":
             f"otlp_endpoint needs OpenTelemetry ({error.name} is missing): pip install 'tokenwire[telemetry]'"
         ) from None
     return Tracing(config.otlp_endpoint, config.trace_ratio)
-
-
-def _grpc_server(
-    config: ServiceConfig, authenticator: Authenticator, observer: Observer | None, tracer: Tracer | None
-) -> grpc.aio.Server:
-    keepalive_ms = int(_KEEPALIVE_S * 1000)
-    server = config.server
-    # gRPC adds a jitter of a tenth; the grace behind it is without end, so that no stream is cut off.
-    age = (
-        [("grpc.max_connection_age_ms", max(1, int(server.max_connection_age * 1000)))]
-        if server.max_connection_age
-        else []
-    )
-    return grpc.aio.server(
-        interceptors=(CallInterceptor(authenticator, observer, tracer),),
-        options=(
-            # Two servers on one port would each get a part of the connections, silently.
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", config.limits.max_message_bytes),
-            ("grpc.max_send_message_length", -1),
-            # Up to the first bound nothing is dropped, above the second everything: between them it would be chance.
-            ("grpc.max_metadata_size", server.max_metadata_bytes),
-            ("grpc.absolute_max_metadata_size", server.max_metadata_bytes),
-            ("grpc.max_concurrent_streams", server.max_streams_per_connection),
-            ("grpc.max_allowed_incoming_connections", server.max_connections),
-            *age,
-            ("grpc.keepalive_time_ms", keepalive_ms),
-            ("grpc.keepalive_timeout_ms", keepalive_ms),
-            ("grpc.http2.ping_timeout_ms", keepalive_ms),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # Clients may ping this often without being sent away.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-        ),
-    )
-
-
-def _port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
-
-
-def _bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> str:
-    """Listen; the address with the port that was taken. Raises ConfigurationError.
-
-    The address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
-    """
-    name = f"[{host}]" if ":" in host else host
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            probe.listen()
-        target = f"{name}:{port}"
-        taken = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
-    except OSError as error:
-        reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise ConfigurationError(f"cannot listen on {name}:{port}: {reason}") from None
-    except (RuntimeError, OverflowError, UnicodeError) as error:
-        raise ConfigurationError(f"cannot listen on {name}:{port}: {error}") from None
-    return f"{name}:{taken}"
 
 
 def _engine_process(config: ServiceConfig) -> EngineHandle:

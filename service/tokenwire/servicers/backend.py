@@ -84,8 +84,11 @@ class Backend:
 
     @property
     def state(self) -> str:
-        """What the service does now: draining, or the engine's state; while that loads, with the phase it is in."""
-        if self.draining:
+        """What the service does now: draining from when it is to end, before that what the engine does.
+
+        While that loads, with the phase it is in.
+        """
+        if self.leaving or self.draining:
             return EngineState.DRAINING.value
         phase = self.engine.figures.phase
         state = self.engine.state.value
