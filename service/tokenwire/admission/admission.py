@@ -28,8 +28,8 @@ _GONE = (EngineState.LOADING, EngineState.DRAINING, EngineState.STOPPED)
 """States in which nothing that waits will start soon."""
 
 _DEADLINE_MARGIN_S = 0.5
-"""So long before its deadline, but not before half of its time is over, a deadline-aware request that still waits gets
-an empty answer: time for its way to the caller. Not from the engine, which may be in a pass that takes longer."""
+"""So long before its deadline a deadline-aware request that still waits gets an empty answer: time for its way to the
+caller, and for items of a batch that come behind it. Not from the engine, which may be in a pass that takes longer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -200,8 +200,7 @@ class Admission:
             error = QueueTimeoutError(limit_s, RETRY_AFTER_S)
             request.timers.append(loop.call_later(limit_s, lambda: self._leave(request, error)))
         if request.deadline is not None:
-            left_s = max(0.0, request.deadline - now)
-            in_s = left_s - min(_DEADLINE_MARGIN_S, left_s / 2)
+            in_s = max(0.0, request.deadline - now - _DEADLINE_MARGIN_S)
             request.timers.append(loop.call_later(in_s, lambda: self._end_empty(request)))
         return request.waiting
 

@@ -173,6 +173,8 @@ class StreamBase:
     @property
     def positions(self) -> tuple[StreamPosition, ...]:
         """How much of each sequence has arrived: what ``resume`` takes."""
+        if self._record.start is None:
+            return self._record.begun
         return tuple(sequence.position(index) for index, sequence in enumerate(self._record.sequences))
 
     def cancel(self) -> None:
@@ -227,7 +229,9 @@ class StreamBase:
             self._call.cancel()
 
     def _take(self, message: Any) -> Delta | None:
-        self._lost_at, self._num_attempts = None, 0
+        if not message.HasField("start"):
+            # A start comes with every call, also where nothing behind it ever arrives.
+            self._lost_at, self._num_attempts = None, 0
         return self._record.take(message)
 
     def _open(self) -> None:
