@@ -83,8 +83,12 @@ proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients b
 	$(BIN)/buf breaking --against '.git#ref=HEAD'
 
 chaos: $(VENV)/.dev $(VENV)/.built ## Run the long fault and load tests (minutes)
+<<<<<<< ours
 	$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos'
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/unit/test_engine_model.py tests/unit/test_admission_model.py
+=======
+	$(BIN)/python -m pytest tests/chaos tests/deploy -m 'chaos or not chaos'
+>>>>>>> theirs
 
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench

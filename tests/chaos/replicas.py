@@ -89,11 +89,6 @@ class Envoy:
         """Of its admin interface, once it is up."""
         return self._admin.read_text()
 
-    def counter(self, name: str) -> int:
-        """A counter of the cluster of replicas."""
-        stats = self._get(f"stats?format=json&filter=^cluster.replicas.{name}$")["stats"]
-        return int(sum(each["value"] for each in stats))
-
     def _num_healthy(self) -> int:
         if self.process.poll() is not None:
             raise AssertionError(f"Envoy ended: {self._log.read_text()}")

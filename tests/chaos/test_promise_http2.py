@@ -61,31 +61,33 @@ async def test_http2_abuse_leaves_an_honest_client_below_1_s(front: Callable[...
     assert not [entry for entry in started.log() if entry["level"] == "error"]
 
 
-@pytest.mark.parametrize("kind", ["resets", "continuation", "empty data"])
-@pytest.mark.parametrize("seconds", [2.0, pytest.param(20.0, marks=pytest.mark.chaos)])
+@pytest.mark.parametrize("seconds", [1.0, pytest.param(20.0, marks=pytest.mark.chaos)])
 async def test_abuse_without_end_leaves_old_and_new_clients_their_answers(
-    front: Callable[..., Front], kind: str, seconds: float
+    front: Callable[..., Front], seconds: float
 ) -> None:
     """One peer on one connection, opened anew whenever it is cut off; ``make test`` does not look at the time."""
     started = front()
     await asyncio.to_thread(started.until_logged, "ready")
     address = started.address()
-    pipe = asyncio.subprocess.PIPE
-    peer = await asyncio.create_subprocess_exec(
-        sys.executable, str(HERE / "endless_abuse.py"), address, kind, "1", stdin=pipe, stdout=pipe
-    )
-    try:
-        over = asyncio.ensure_future(asyncio.sleep(seconds))
-        kept_s, anew_s = await asyncio.gather(honest_p99_s(address, 20, over), honest_p99_s(address, 20, over, "anew"))
-        async with grpc.aio.insecure_channel(address) as channel:
-            answered = await outcome(Calls(channel).generation.Generate(request("beside"), timeout=60))
-            assert list(answered.tokens) == answer_to("beside")
-    finally:
-        printed, _ = await peer.communicate()
-    sent = json.loads(printed)
-    print(f"{kind}: {sent}, p99 {kept_s * 1000:.1f} ms, connecting anew {anew_s * 1000:.1f} ms")  # noqa: T201
-    assert sent["frames"] > 1000
-    if seconds > 10:
-        assert kept_s < HONEST_P99_S
-        assert anew_s < HONEST_P99_S
+    for kind in ("resets", "continuation", "empty data"):
+        pipe = asyncio.subprocess.PIPE
+        peer = await asyncio.create_subprocess_exec(
+            sys.executable, str(HERE / "endless_abuse.py"), address, kind, "1", stdin=pipe, stdout=pipe
+        )
+        try:
+            over = asyncio.ensure_future(asyncio.sleep(seconds))
+            kept_s, anew_s = await asyncio.gather(
+                honest_p99_s(address, 10, over), honest_p99_s(address, 10, over, "anew")
+            )
+            async with grpc.aio.insecure_channel(address) as channel:
+                answered = await outcome(Calls(channel).generation.Generate(request("beside"), timeout=60))
+                assert list(answered.tokens) == answer_to("beside")
+        finally:
+            printed, _ = await peer.communicate(b"")
+        sent = json.loads(printed)
+        print(f"{kind}: {sent}, p99 {kept_s * 1000:.1f} ms, connecting anew {anew_s * 1000:.1f} ms")  # noqa: T201
+        assert sent["frames"] > 1000
+        if seconds > 10:
+            assert kept_s < HONEST_P99_S
+            assert anew_s < HONEST_P99_S
     assert not [entry for entry in started.log() if entry["level"] == "error"]

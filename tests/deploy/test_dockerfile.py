@@ -156,16 +156,3 @@ def test_what_is_copied_is_enough_for_the_stubs_and_names_every_crate(tmp_path: 
     for manifest in ("rust/core", "rust/kernels", "rust/python"):
         assert (tmp_path / manifest / "Cargo.toml").exists()
     assert (tmp_path / "Cargo.lock").exists()
-
-
-@pytest.mark.chaos
-def test_what_is_copied_is_enough_for_the_wheel(tmp_path: Path) -> None:
-    """The command of the stage, with the compiler of this machine."""
-    copy_sources(tmp_path / "source")
-    (command,) = [text for text in STAGES["wheel"].all_of("RUN") if "pip wheel" in text]
-    command = re.sub(r"--mount=\S+\s*", "", command).replace("/wheels", str(tmp_path / "wheels"))
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(
-        [ROOT / "tools/with_rust.sh", "sh", "-c", command], cwd=tmp_path / "source", check=True, env=environment
-    )
-    assert len(list((tmp_path / "wheels").glob("tokenwire-*.whl"))) == 1

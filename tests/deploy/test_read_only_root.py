@@ -51,6 +51,8 @@ def is_possible(folder: Path) -> bool:
     return probe.returncode == 0
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
 def test_the_service_runs_where_the_root_file_system_cannot_be_written_to(tmp_path: Path) -> None:
     model, cache, temporary, elsewhere = (tmp_path / name for name in ("model", "cache", "tmp", "elsewhere"))
     for folder in (cache, temporary, elsewhere):
