@@ -28,6 +28,7 @@ class Section(NamedTuple):
 
 SECTIONS = [
     Section("generation", "Generation through the service, beside transformers.generate"),
+    Section("fairness", "The pauses of streams while a long prompt arrives, with prefill paced and not"),
     Section("forward", "The forward pass alone, beside transformers.generate"),
     Section("sampler", "The sampler per row, beside transformers' processors"),
     Section("pipeline", "What settings cost the sampler"),

@@ -124,6 +124,9 @@ class EngineConfig:
     """Rows generated at the same time; more requests wait."""
     max_step_tokens: Annotated[int, Parameter(group=_ENGINE, validator=_POSITIVE)] = 512
     """Tokens of one forward pass: decode rows first, the rest is filled with prefill chunks."""
+    prefill_share: Annotated[float, Parameter(group=_ENGINE, validator=_FRACTION)] = 0.4
+    """Fraction of a step's time that prefill may take while other rows decode, which wait for it: at 0.4 a gap between
+    two of their tokens grows by two thirds. 1: prefill fills every step, for throughput."""
     block_size: Annotated[int, Parameter(group=_ENGINE, validator=_POSITIVE)] = 16
     """Tokens per block of the KV cache."""
     kv_cache_memory: Annotated[str | None, Parameter(group=_ENGINE, validator=_is_size)] = None

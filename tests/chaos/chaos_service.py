@@ -44,7 +44,8 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 def chaos_config(options: dict[str, Any], **settings: Any) -> ServiceConfig:
     """Settings of a service whose engine has ``options`` (`faulty_engine.Options`), each by its own name."""
     parts: dict[str, Any] = {
-        "engine": EngineConfig(),
+        # What is in one pass must not depend on how long the others took.
+        "engine": EngineConfig(prefill_share=1.0),
         "supervision": SupervisionConfig(restart_delay=0.0),
         "server": ServerConfig(port=0, drain_grace=PATIENCE_S),
         "limits": LimitsConfig(max_queued=4096),

@@ -33,7 +33,9 @@ def cut_after(tokens: list[int], ends: tuple[int, ...]) -> list[int]:
     return tokens[: next((n for n, token in enumerate(tokens, 1) if token in ends), len(tokens))]
 
 
-def serve(case: tuple[Any, Any, list[Any], list[Any]], *, max_running: int, max_step_tokens: int) -> int:
+def serve(
+    case: tuple[Any, Any, list[Any], list[Any]], *, max_running: int, max_step_tokens: int, prefill_share: float = 1.0
+) -> int:
     """Serve all prompts at once and compare; returns how many sequences were preempted."""
     from tokenwire._native import Sampler, Tokenizer
     from tokenwire.engine.engine import Engine
@@ -44,7 +46,14 @@ def serve(case: tuple[Any, Any, list[Any], list[Any]], *, max_running: int, max_
     loaded, runner, texts, expected = case
     tokenizer = Tokenizer.from_json(loaded.tokenizer_json)
     make_generation = generation_factory(tokenizer, loaded.vocab_size)
-    engine = Engine(runner, Sampler(), make_generation, max_running=max_running, max_step_tokens=max_step_tokens)
+    engine = Engine(
+        runner,
+        Sampler(),
+        make_generation,
+        max_running=max_running,
+        max_step_tokens=max_step_tokens,
+        prefill_share=prefill_share,
+    )
     settings = GenerationSettings(max_new_tokens=NEW_TOKENS, eos_token_ids=loaded.eos_token_ids)
     for request, prompt in enumerate(texts):
         engine.inbox.put((0.0, Submit(request, list(prompt), settings)))
@@ -71,6 +80,11 @@ def test_any_batch_and_any_chunk(
     case: tuple[Any, Any, list[Any], list[Any]], max_running: int, max_step_tokens: int
 ) -> None:
     assert serve(case, max_running=max_running, max_step_tokens=max_step_tokens) == 0
+
+
+def test_with_prefill_paced(case: tuple[Any, Any, list[Any], list[Any]]) -> None:
+    """Chunks are as measured times make them; prompts come beside rows that decode, since three run at once."""
+    assert serve(case, max_running=3, max_step_tokens=64, prefill_share=0.2) == 0
 
 
 def test_after_preemption(case: tuple[Any, Any, list[Any], list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ class Engine(Generic[GenerationT]):
     exception there fails the request alone, a ValueError as the caller's fault. ``draft_model`` proposes tokens for
     requests with num_assistant_tokens.
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
+    ``prefill_share``: of the time of a step in which other rows decode, for prefill.
     After a forward pass that ran out of memory its requests are computed again in smaller passes.
     ``pulse`` is told at every step that the loop gets on.
     """
@@ -69,6 +70,7 @@ class Engine(Generic[GenerationT]):
         *,
         max_running: int,
         max_step_tokens: int,
+        prefill_share: float = 1.0,
         make_beam_search: Callable[[Submit], BeamSearchLike] | None = None,
         draft_model: DraftModelLike | None = None,
         inbox: Inbox | None = None,
@@ -95,6 +97,7 @@ class Engine(Generic[GenerationT]):
             max_step_tokens=max_step_tokens,
             supports_chunked_prefill=runner.supports_chunked_prefill,
             shares_blocks=runner.shares_blocks,
+            prefill_share=prefill_share,
         )
         self._drafts: Drafts[GenerationT] = Drafts(
             self._blocks,
@@ -131,6 +134,7 @@ class Engine(Generic[GenerationT]):
         self._apply_commands()
         began, drafted_s = step_clock(), 0.0
         ended = self._end_idle_late() if self._times.limited else []
+        pass_began = self._clock()
         schedule = self._scheduler.schedule()
         self._tell_released()
         if not schedule.rows:
@@ -168,6 +172,7 @@ class Engine(Generic[GenerationT]):
             return self._fail(schedule.rows, error, ended)
         sampled = step_clock()
         outputs = self._commit(schedule, rows, emissions, beam_steps, ended)
+        self._scheduler.observe(self._clock() - pass_began)
         if leading:
             self._drafts.settle(leading, outputs.deltas)
         if self._scorer.is_wanted:

@@ -110,6 +110,7 @@ def _load_and_serve(channel: BlockingChannel, inbox: Inbox, is_serving: threadin
             built.make_generation,
             max_running=start.engine.max_running,
             max_step_tokens=start.engine.max_step_tokens,
+            prefill_share=start.engine.prefill_share,
             make_beam_search=built.make_beam_search,
             draft_model=built.draft_model,
             inbox=inbox,

@@ -1,7 +1,8 @@
 """Continuous batching: which rows the next forward pass computes, and who holds which blocks.
 
 The scheduler counts, it does not compute. Order: rows that decode first, one token each, then prefill chunks up to
-the token budget, first come first served. When the KV cache is full the youngest row gives its blocks back and is
+the token budget, first come first served; beside rows that decode it is as small as `pace` says, so that they do not
+wait long for a pass. When the KV cache is full the youngest row gives its blocks back and is
 computed again later (preemption by recompute); it waits before all that came after it. A beam search is never
 preempted: it got all blocks that it can need when it was admitted (see `beams.py`).
 
@@ -18,6 +19,7 @@ from collections import deque
 from typing import Generic, NamedTuple
 
 from tokenwire.engine.block_manager import BlockManager
+from tokenwire.engine.pace import PrefillPace
 from tokenwire.engine.row import GenerationT, Row
 
 _CALM_PASSES = 256
@@ -43,7 +45,8 @@ class Scheduler(Generic[GenerationT]):
     ``max_running`` rows and ``max_step_tokens`` tokens at most in one pass. A runner that cannot continue a prefill
     (``supports_chunked_prefill`` False) gets every prompt whole, if need be beyond the token budget, then as the
     only prefill of the pass. ``shares_blocks``: whether rows may hold the same blocks, whoever writes one being given
-    its own copy before.
+    its own copy before. ``prefill_share``: of the time of a pass in which other rows decode, above 0; at 1 prefill
+    fills every pass. It takes ``observe``, and no effect where prompts come whole.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Scheduler(Generic[GenerationT]):
         max_step_tokens: int,
         supports_chunked_prefill: bool = True,
         shares_blocks: bool = True,
+        prefill_share: float = 1.0,
     ) -> None:
         self._blocks = blocks
         # Every running row decodes in every step, so more rows than tokens would break the budget.
@@ -66,6 +70,9 @@ class Scheduler(Generic[GenerationT]):
         """Passes since it was last changed, where it is less."""
         self._chunked = supports_chunked_prefill
         self._shares_blocks = shares_blocks
+        self._pace = PrefillPace(prefill_share) if supports_chunked_prefill and prefill_share < 1 else None
+        self._num_decode = self._num_prefill = 0
+        """Decode rows and prefill tokens of the newest schedule."""
         self.running: list[Row[GenerationT]] = []
         self.waiting: deque[Row[GenerationT]] = deque()
         self.num_preemptions = 0
@@ -125,17 +132,28 @@ class Scheduler(Generic[GenerationT]):
         if not is_plain:
             rows = _with_mates(rows)
         num_decode = len(rows)
+        room = self._step_tokens - num_decode
+        may_prefill = True
+        if self._pace is not None and num_decode and (prefill or self.waiting):
+            paced = self._pace.budget(num_decode)
+            room = min(room, paced)
+            may_prefill = paced > 0
+            if not may_prefill:
+                prefill.clear()
         # At least a token of each row that prefills already: beams, which are never preempted, may leave less.
-        budget = max(self._step_tokens - num_decode, sum(1 + len(row.mates) for row in prefill))
+        budget = max(room, sum(1 + len(row.mates) for row in prefill))
         for row in prefill:
             budget -= self._take_chunk(row, budget)
         # Rows preempted just now would take back the blocks that they gave.
-        if self.num_preemptions == preempted_before:
+        if may_prefill and self.num_preemptions == preempted_before:
             while self.waiting and budget > 0 and self._can_admit(self.waiting[0], budget, prefill):
                 row = self._admit()
                 is_plain = is_plain and row.width == 1 and not row.forks
                 budget -= self._take_chunk(row, budget)
                 prefill.append(row)
+        if self._pace is not None:
+            self._num_decode = num_decode
+            self._num_prefill = sum(len(member.step_tokens) for row in prefill for member in (row, *row.mates))
         if is_plain:
             rows.extend(prefill)
             return Schedule(rows, num_decode, len(rows) - _is_cut(prefill), True)
@@ -143,6 +161,11 @@ class Scheduler(Generic[GenerationT]):
             rows.extend(member for member in (row, *row.mates) if member.step_tokens)
         last = [member for member in (prefill[-1], *prefill[-1].mates) if member.step_tokens] if prefill else []
         return Schedule(rows, num_decode, len(rows) - len(last) * _is_cut(prefill), False)
+
+    def observe(self, seconds: float) -> None:
+        """The pass of the newest schedule took so long, with all that belongs to its step."""
+        if self._pace is not None:
+            self._pace.observe(self._num_decode, self._num_prefill, seconds)
 
     def shrink(self, schedule: Schedule[GenerationT]) -> list[Row[GenerationT]]:
         """Make passes smaller, because that of ``schedule`` ran out of memory before any of its tokens was committed.
