@@ -11,6 +11,7 @@ from tokenwire.engine.protocol import ModelInfo, Start
 from tokenwire.engine.pulse import Pulse
 from tokenwire.model.checkpoint import find
 from tokenwire.model.memory import usable_cores
+from tokenwire.model.onednn import keep_kernel_caches_small
 from tokenwire.model.threads import keep_openmp_spin_short
 
 
@@ -23,6 +24,7 @@ def build(start: Start, progress: Callable[[str], None]) -> Built:
     # refused before.
     if start.model.quantize in ("nf4", "fp4") and start.engine.forward_kernels != "off":
         keep_openmp_spin_short()
+    keep_kernel_caches_small()
     import torch
 
     from tokenwire._native import Sampler, Tokenizer
