@@ -31,7 +31,7 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking chaos bench \
+.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking chaos soak bench \
 	audit constraints clean
 
 help: ## Show this list
@@ -83,12 +83,11 @@ proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients b
 	$(BIN)/buf breaking --against '.git#ref=HEAD'
 
 chaos: $(VENV)/.dev $(VENV)/.built ## Run the long fault and load tests (minutes)
-<<<<<<< ours
-	$(BIN)/python -m pytest tests/chaos -m 'chaos or not chaos'
+	$(BIN)/python -m pytest tests/chaos tests/deploy -m 'not soak'
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/unit/test_engine_model.py tests/unit/test_admission_model.py
-=======
-	$(BIN)/python -m pytest tests/chaos tests/deploy -m 'chaos or not chaos'
->>>>>>> theirs
+
+soak: $(VENV)/.dev $(VENV)/.built ## Run a load of every kind with kills for SOAK_MINUTES (30); the report lies in bench/results
+	$(BIN)/python -m pytest tests/chaos/test_promise_soak.py -m soak -s
 
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench
