@@ -12,6 +12,9 @@ _LEAST_TOKENS_TO_TELL = 16
 _PASSES_TO_TRUST = 16
 """Passes with prefill after which decoding alone is measured again: contexts grow meanwhile, and machines get busy."""
 
+_MOST_RISE = 1.15
+"""By which what decoding alone takes may seem to have grown from one measurement to the next."""
+
 _LEAST_BUDGET = 8
 """Tokens of prefill that any pass may have."""
 
@@ -62,7 +65,8 @@ class PrefillPace:
         size = _size_class(num_decode)
         before = self._decode_s.get(size)
         if not num_prefill:
-            self._decode_s[size] = seconds if before is None else (before + seconds) / 2
+            # One pass that something held up must not open the door: after it decoding would seem to take long.
+            self._decode_s[size] = seconds if before is None else min((before + seconds) / 2, _MOST_RISE * before)
             self._num_since[size] = 0
         elif before is not None:
             self._num_since[size] += 1
