@@ -9,8 +9,8 @@ from tokenwire.config import ServiceConfig
 ROOT = Path(__file__).resolve().parent.parent.parent
 DEPLOY = ROOT / "deploy"
 
-OTHER_VARIABLES = {"TOKENWIRE_CACHE", "TOKENWIRE_METRICS_HOST", "TOKENWIRE_METRICS_PORT"}
-"""What is read elsewhere, or by services that have metrics; others pass it over."""
+OTHER_VARIABLES = {"TOKENWIRE_CACHE"}
+"""What is no setting of `tokenwire serve` but read elsewhere."""
 
 
 def setting_names() -> set[str]:

@@ -17,6 +17,8 @@ ALLOWED = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
+    # A stream that is to be kept, where none are.
+    grpc.StatusCode.FAILED_PRECONDITION,
 }
 INTERNALS = ("Traceback", "Error(", "Exception", "site-packages", ".py", "object at 0x")
 

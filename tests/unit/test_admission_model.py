@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tokenwire.admission.admission import Admission
+from tokenwire.admission.admission import _DEADLINE_MARGIN_S, Admission
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import EngineState
 from tokenwire.engine.settings import GenerationSettings
@@ -92,7 +92,7 @@ class Request:
     num_prompt: int
     num_rows: int
     stream: Any
-    is_aware: bool
+    deadline: float | None
     given_up: bool = False
 
 
@@ -196,7 +196,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         except CallerLimitError:
             assert self.callers[caller].limits != Limits()
         else:
-            self.requests[number] = Request(caller, priority, num_prompt, num_rows, stream, deadline is not None)
+            self.requests[number] = Request(caller, priority, num_prompt, num_rows, stream, deadline)
 
     @precondition(lambda self: self.engine.running)
     @rule(data=st.data(), count=st.integers(1, 5))
@@ -255,12 +255,19 @@ class AdmissionMachine(RuleBasedStateMachine):
     # ---- what must hold ------------------------------------------------------------------------------------
 
     def waiting(self) -> list[int]:
-        """Requests that were accepted and neither started nor failed."""
+        """Requests that were accepted and neither started nor ended."""
         return [
             number
             for number, request in self.requests.items()
-            if number not in self.engine.started and getattr(request.stream, "_error", None) is None
+            if number not in self.engine.started
+            and getattr(request.stream, "_error", None) is None
+            and not self.is_answered(request)
         ]
+
+    @staticmethod
+    def is_answered(request: Request) -> bool:
+        """Whether it ended without having begun, as its deadline came near."""
+        return getattr(request.stream, "_answer", None) is not None
 
     @invariant()
     def the_counts_are_those_of_the_requests(self) -> None:
@@ -272,9 +279,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         assert admission.num_waiting_tokens == sum(self.requests[number].num_prompt for number in waiting)
         rows = {number: self.requests[number].num_rows for number in self.engine.running}
         assert admission._num_rows == sum(rows.values())
-        aware = any(self.requests[number].is_aware for number in rows)
-        # What is handed over because of its deadline does not ask for room.
-        assert aware or len(rows) == 1 or admission._num_rows <= self.max_running
+        assert len(rows) <= 1 or admission._num_rows <= self.max_running
         running, queued = Counter[str](), Counter(self.requests[number].caller for number in waiting)
         for number, count in rows.items():
             running[self.requests[number].caller] += count
@@ -299,7 +304,7 @@ class AdmissionMachine(RuleBasedStateMachine):
         last: dict[tuple[str, Priority], int] = {}
         for number in self.engine.started:
             request = self.requests.get(number)
-            if request is not None and not request.is_aware:
+            if request is not None:
                 place = request.caller, request.priority
                 assert last.get(place, -1) < number
                 last[place] = number
@@ -308,11 +313,14 @@ class AdmissionMachine(RuleBasedStateMachine):
     def who_did_not_start_was_told_why(self) -> None:
         for number, request in getattr(self, "requests", {}).items():
             error = getattr(request.stream, "_error", None)
+            if self.is_answered(request):
+                assert number not in self.engine.started
+                assert request.deadline is not None
+                assert request.deadline <= self.now + _DEADLINE_MARGIN_S
             if error is None or request.given_up:
                 continue
             if isinstance(error, EngineUnavailableError):
-                # What has a deadline that is near is not kept waiting for an engine that hangs.
-                assert number in self.gone or request.is_aware
+                assert number in self.gone
             else:
                 assert isinstance(error, QueueTimeoutError)
 

@@ -228,7 +228,8 @@ class EngineMachine(RuleBasedStateMachine):
         finish = self.served.finishes.get((request, index))
         whole = groups.expected(*self.asked[request])[index]
         if finish is None or finish.reason in ("max_time", "deadline"):
-            assert tokens == whole[: len(tokens)]
+            # A beam search that is cut off has what was best by then, which need not begin as the best one of the end.
+            assert tokens == whole[: len(tokens)] or (finish is not None and self.asked[request][2]["kind"] == "beams")
             assert finish is None or request in self.limited
         else:
             assert tokens == whole

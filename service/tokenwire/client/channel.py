@@ -30,7 +30,8 @@ _STUBS = (
 
 # Unary only: a stream that has begun cannot be sent again unseen.
 _RETRIED_METHODS = [
-    {"service": "tokenwire.v1.GenerationService", "method": method} for method in ("Generate", "GenerateBatch", "Chat")
+    {"service": "tokenwire.v1.GenerationService", "method": method}
+    for method in ("Generate", "GenerateBatch", "Chat", "CancelStream")
 ] + [{"service": "tokenwire.v1.TokenizerService"}, {"service": "tokenwire.v1.ModelService"}]
 
 
