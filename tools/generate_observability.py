@@ -21,7 +21,7 @@ OF_SERVERS = '{job=~"$job",instance=~"$instance"}'
 def unit_of(name: str) -> str:
     """The unit that a metric's name tells."""
     for part, unit in (("seconds", "seconds"), ("bytes", "bytes"), ("ratio", "0 to 1")):
-        if part in name:
+        if part in name.split("_"):
             return unit
     return ""
 

@@ -10,9 +10,11 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+import resuming
 from fakes import FakeEngine, say
 from grpc_health.v1 import health_pb2
 from harness import Service, service_config
+from resuming import MINE, Answer, cancel, keeping, read, resumable, retention
 from scrapes import Scrape, scraped, until
 from test_calls import generate_request
 
@@ -125,6 +127,25 @@ async def test_a_slow_reader_that_is_cut_off_is_counted(start: Start) -> None:
     assert found.value("tokenwire_slow_readers_total") == 1
     assert found.value("tokenwire_errors_total", code="RESOURCE_EXHAUSTED", reason="SLOW_READER") == 1
     slow.cancel()
+
+
+async def test_kept_streams_are_counted(start: Start) -> None:
+    service = await start(FakeEngine(), with_metrics(limits=keeping()))
+    call = service.generation.GenerateStream(resumable(), metadata=MINE)
+    stream = await service.engine.submitted.get()
+    stream.push("a", [97])
+    await read(call, Answer(), 2)
+    found = await metrics_of(service)
+    names = ("tokenwire_retained_streams", "tokenwire_retained_streams_unread")
+    assert [found.value(name) for name in names] == [1, 0]
+    assert found.value("tokenwire_retained_bytes") > 0
+    call.cancel()
+    await resuming.until(lambda: retention(service).num_unread == 1)
+    found = await metrics_of(service)
+    assert [found.value(name) for name in names] == [1, 1]
+    await service.generation.CancelStream(cancel())
+    found = await metrics_of(service)
+    assert [found.value(name) for name in (*names, "tokenwire_retained_bytes")] == [0, 0, 0]
 
 
 async def test_files_that_cannot_be_reloaded_are_counted(start: Start, tmp_path: Path) -> None:

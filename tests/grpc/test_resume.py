@@ -143,13 +143,16 @@ async def test_the_deadline_of_a_later_call_ends_that_call_alone(kept: Service) 
     assert answer.texts == {0: "x"}
 
 
-async def test_an_engine_that_died_is_told_within_the_window(kept: Service) -> None:
+async def test_an_engine_that_died_is_told_within_the_window(kept: Service, caplog: pytest.LogCaptureFixture) -> None:
     call = kept.generation.GenerateStream(resumable(), metadata=MINE)
     stream = await kept.engine.submitted.get()
     stream.push("ab", [97, 98])
     await read(call, Answer(), 2)
     call.cancel()
+    await until(lambda: retention(kept).num_unread == 1)
     kept.engine.die()
+    # Here too, for perhaps nobody comes back.
+    await until(lambda: "a stream without a reader failed" in caplog.messages)
     for _ in range(2):
         again, answer = kept.generation.ResumeStream(resume()), Answer()
         await read(again, answer, 2)

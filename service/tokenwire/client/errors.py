@@ -233,8 +233,10 @@ def from_rpc_error(error: grpc.RpcError, *, target: str, answered: bool = False)
     status = status_pb2.Status()
     if isinstance(encoded, bytes):
         status.MergeFromString(encoded)
-    # A tokenwire server sends details with every UNAVAILABLE; without them it was gRPC that lost the connection.
-    if code is grpc.StatusCode.UNAVAILABLE and encoded is None:
+    # A tokenwire server sends details with every error; without them it was gRPC that lost the connection, or a proxy
+    # that lost its own while an answer came (RST_STREAM, which is INTERNAL).
+    is_lost = code is grpc.StatusCode.UNAVAILABLE or (code is grpc.StatusCode.INTERNAL and answered)
+    if is_lost and encoded is None:
         # "failed to connect to all addresses; last error: … Failed to connect to remote host: Connection refused"
         message = message.rpartition("Failed to connect to remote host: ")[2]
         text = (

@@ -1,11 +1,13 @@
 """Streams that outlive their calls, so that ResumeStream can go on with them."""
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
+from tokenwire.call import log
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import TokenStream
 from tokenwire.errors import (
@@ -101,8 +103,8 @@ class Retention:
 
     @property
     def num_unread(self) -> int:
-        """Streams that no call reads now."""
-        return sum(stream.unread_at != float("inf") for stream in self._streams.values())
+        """Streams that no call reads now. May be asked from another thread."""
+        return sum(stream.unread_at != float("inf") for stream in list(self._streams.values()))
 
     def close(self) -> None:
         """End all streams, and whatever waits for their readers."""
@@ -199,6 +201,9 @@ class RetainedStream:
             raise
         except BaseException as error:  # a panic of Rust is one; whoever reads is told
             self._error = self._stopped_by or error
+            if self._reader is None and self._stopped_by is None:
+                # Perhaps nobody comes back to be told.
+                log(logging.WARNING, "a stream without a reader failed", {"request_id": self.start.request_id}, error)
         finally:
             self._is_over = True
             self._changed.set()

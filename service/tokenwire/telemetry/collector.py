@@ -52,6 +52,21 @@ class Reloaded(Protocol):
         """Changes that could not be used."""
 
 
+class Retained(Protocol):
+    """What is read of `servicers.retention.Retention`."""
+
+    def __len__(self) -> int:
+        """Streams that are kept."""
+
+    @property
+    def num_unread(self) -> int:
+        """Those that no call reads."""
+
+    @property
+    def num_bytes(self) -> int:
+        """What all of them take."""
+
+
 class Service(Protocol):
     """What is read of the backend."""
 
@@ -62,6 +77,10 @@ class Service(Protocol):
     @property
     def admission(self) -> Queue:
         """The queue in front of it."""
+
+    @property
+    def retention(self) -> Retained:
+        """Streams that outlive their calls."""
 
     @property
     def is_serving(self) -> bool:
@@ -101,6 +120,10 @@ class ServiceCollector(Collector):
         yield _labelled(metrics.ERRORS, recorder.errors)
         yield _labelled(metrics.REFUSALS, recorder.refusals)
         yield _single(metrics.SLOW_READERS, recorder.slow_readers)
+        retention = self._service.retention
+        yield _single(metrics.RETAINED_STREAMS, len(retention))
+        yield _single(metrics.RETAINED_UNREAD, retention.num_unread)
+        yield _single(metrics.RETAINED_BYTES, retention.num_bytes)
         reloads: dict[tuple[str, ...], float] = {}
         for each in self._reloaded:
             what = each.name.replace(" ", "_")

@@ -85,6 +85,9 @@ REFUSALS = Metric(
     ("reason", "priority"),
 )
 SLOW_READERS = Metric("tokenwire_slow_readers", "counter", "Streams cut off because the client stopped reading.")
+RETAINED_STREAMS = Metric("tokenwire_retained_streams", "gauge", "Resumable streams that are kept.")
+RETAINED_UNREAD = Metric("tokenwire_retained_streams_unread", "gauge", "Those of them that no call reads.")
+RETAINED_BYTES = Metric("tokenwire_retained_bytes", "gauge", "Bytes that resumable streams take in the front.")
 RELOADS = Metric(
     "tokenwire_reloads",
     "counter",
