@@ -14,6 +14,7 @@ Importing this needs neither torch nor transformers.
 
 from tokenwire.client.async_client import AsyncClient, AsyncStream
 from tokenwire.client.channel import DEFAULT_TARGET
+from tokenwire.client.chat import AsyncChatSession, ChatSession
 from tokenwire.client.errors import (
     Aborted,
     AlreadyExists,
@@ -71,11 +72,13 @@ __all__ = [
     "DEFAULT_TARGET",
     "Aborted",
     "AlreadyExists",
+    "AsyncChatSession",
     "AsyncClient",
     "AsyncStream",
     "Cancelled",
     "ChatAnswer",
     "ChatMessage",
+    "ChatSession",
     "Client",
     "ConnectionFailed",
     "ConversationOptions",

@@ -1,6 +1,5 @@
 """How the client connects: address, credentials, deadlines, keepalive and retries."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import grpc
 
 from tokenwire.client.calls import Call
 from tokenwire.client.errors import REQUEST_ID_KEY
+from tokenwire.client.retry import MAX_RETRIES, Attempts
 from tokenwire.v1 import generation_service_pb2_grpc, model_service_pb2_grpc, tokenizer_service_pb2_grpc
 
 DEFAULT_TARGET = "127.0.0.1:50051"
@@ -27,12 +27,6 @@ _STUBS = (
     tokenizer_service_pb2_grpc.TokenizerServiceStub,
     model_service_pb2_grpc.ModelServiceStub,
 )
-
-# Unary only: a stream that has begun cannot be sent again unseen.
-_RETRIED_METHODS = [
-    {"service": "tokenwire.v1.GenerationService", "method": method}
-    for method in ("Generate", "GenerateBatch", "Chat", "CancelStream")
-] + [{"service": "tokenwire.v1.TokenizerService"}, {"service": "tokenwire.v1.ModelService"}]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,12 +53,13 @@ class ChannelSettings:
     keepalive: float | None = 30.0
     """Seconds between pings while a call runs, so that a dead server is noticed. None: never."""
     retries: int = 2
-    """Further attempts of a unary call that failed with UNAVAILABLE, 0 to 4. Streams are never sent again."""
+    """How often a unary call is sent again, 0 to 10, that failed with UNAVAILABLE, or with RESOURCE_EXHAUSTED and a
+    delay that the server names. It waits as long as the server asks, but not more than 30 s or beyond the call's
+    timeout, which is for all attempts together. Streams are never sent again."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.retries <= 4:
-            # gRPC caps maxAttempts at 5 and would lower it without a word.
-            raise ValueError(f"retries must be 0 to 4, got {self.retries}")
+        if not 0 <= self.retries <= MAX_RETRIES:
+            raise ValueError(f"retries must be 0 to {MAX_RETRIES}, got {self.retries}")
         if (self.client_certificate is None) is not (self.client_key is None):
             raise ValueError("client_certificate and client_key need each other")
 
@@ -90,21 +85,7 @@ class ChannelSettings:
                 ("grpc.keepalive_time_ms", int(self.keepalive * 1000)),
                 ("grpc.keepalive_timeout_ms", 10_000),
             ]
-        if self.retries:
-            options.append(("grpc.service_config", self._service_config()))
-        else:
-            options.append(("grpc.enable_retries", 0))
         return options
-
-    def _service_config(self) -> str:
-        policy = {
-            "maxAttempts": 1 + self.retries,
-            "initialBackoff": "0.2s",
-            "maxBackoff": "2s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        return json.dumps({"methodConfig": [{"name": _RETRIED_METHODS, "retryPolicy": policy}]})
 
     def call_arguments(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """``timeout`` and ``metadata`` of one call."""
@@ -170,10 +151,15 @@ class Connection:
             for stub in _STUBS:
                 self._methods.update(vars(stub(self._channel)))
 
-    def start(self, call: Call) -> Any:
-        """Begin a call; what comes back is gRPC's, to be read or awaited."""
+    def start(self, call: Call, **changes: Any) -> Any:
+        """Begin a call; what comes back is gRPC's, to be read or awaited. ``changes``: of its timeout or metadata."""
         self._open()
-        return self._methods[call.method](call.request, **self._settings.call_arguments(call.options))
+        arguments = self._settings.call_arguments(call.options) | changes
+        return self._methods[call.method](call.request, **arguments)
+
+    def attempts(self, call: Call) -> Attempts:
+        """The attempts at a unary call that begins now."""
+        return Attempts(self._settings.retries, self.timeout_of(call))
 
     def start_unary(self, call: Call) -> Any:
         """Begin a unary call without waiting for it; gives a grpc.Future, or what grpc.aio awaits."""

@@ -1,6 +1,7 @@
 """What a stream has shown so far. No I/O: the streams of both faces of the client share it."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +124,9 @@ class StreamRecord:
 
 class StreamBase:
     """The part of a stream that needs no I/O."""
+
+    completed: Callable[[], None] | None = None
+    """Called once, when the answer is complete."""
 
     def __init__(self, connection: Connection, call: Call, begun: tuple[StreamPosition, ...] = ()) -> None:
         self._connection = connection
@@ -257,6 +261,9 @@ class StreamBase:
     def _check_finish(self) -> None:
         if not self._record.is_finished:
             raise InternalError("the stream ended without a finish event for each sequence")
+        completed, self.completed = self.completed, None
+        if completed is not None:
+            completed()
 
     def _result(self) -> Generation:
         record = self._record

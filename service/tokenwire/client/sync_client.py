@@ -101,11 +101,15 @@ class Client:
             self._connection.channel.close()
 
     def _unary(self, call: UnaryCall[T]) -> T:
-        try:
-            reply = self._connection.start(call)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, target=self._connection.target) from None
-        return call.parse(reply)
+        attempts = self._connection.attempts(call)
+        while True:
+            try:
+                reply = self._connection.start(call, timeout=attempts.timeout)
+            except grpc.RpcError as error:
+                pause_s = attempts.pause_after(from_rpc_error(error, target=self._connection.target))
+            else:
+                return call.parse(reply)
+            time.sleep(pause_s)
 
     def generate(self, prompt: types.Prompt, **options: Unpack[types.PromptOptions]) -> results.Generation:
         """Continue a prompt: text, or token ids. Options have transformers' names; see PromptOptions."""
