@@ -31,8 +31,8 @@ RUST_SOURCES := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Ca
 PROTOS := $(shell find proto -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve grpcurl test lint format test-rust test-python test-wheel proto proto-breaking chaos soak bench \
-	audit constraints clean
+.PHONY: help demo serve grpcurl test lint format test-rust test-python test-clients test-wheel clients-go clients-stubs \
+	proto proto-breaking chaos soak bench audit constraints clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -45,7 +45,7 @@ serve: $(VENV)/.built $(MODEL) ## Serve the default model in the foreground (fur
 
 grpcurl: $(GRPCURL) ## Build grpcurl, which the tutorial uses, into .cache/bin (needs Go)
 
-test: lint test-rust test-python test-wheel ## Run every check: lint, Rust, Python, wheel
+test: lint test-rust test-python test-clients test-wheel ## Run every check: lint, Rust, Python, clients, wheel
 
 lint: $(VENV)/.dev $(VENV)/.built ## Check format, types, layers, proto and generated documents
 	$(BIN)/ruff format --check .
@@ -72,6 +72,15 @@ test-python: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Run the Python tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile --ignore tests/chaos
 	# What faults do is watched alone: neighbours would only add load to promises of time.
 	$(BIN)/python -m pytest tests/chaos
+
+test-clients: $(VENV)/.dev $(VENV)/.built ## Test the clients of all languages whose toolchain is there, on live servers
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_clients.py
+
+clients-go: $(VENV)/.dev $(VENV)/.built ## Test the Go client alone (needs Go)
+	OMP_NUM_THREADS=1 $(BIN)/python tools/test_clients.py go
+
+clients-stubs: $(VENV)/.dev ## Generate the stubs of the clients that keep them in the repository (needs Go)
+	cd clients/go && $(abspath $(BIN)/buf) generate ../.. --template buf.gen.yaml
 
 test-wheel: $(VENV)/.dev ## Build the wheel with plain pip and import it in a clean environment
 	$(RUST) $(BIN)/python tools/check_wheel.py
