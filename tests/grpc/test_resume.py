@@ -8,7 +8,20 @@ import grpc.aio
 import pytest
 from fakes import FakeEngine, say
 from harness import Service, service_config
-from resuming import MINE, Answer, cancel, check_unknown, detailed, keeping, read, resumable, resume, retention, until
+from resuming import (
+    MINE,
+    PATIENCE_S,
+    Answer,
+    cancel,
+    check_unknown,
+    detailed,
+    keeping,
+    read,
+    resumable,
+    resume,
+    retention,
+    until,
+)
 from test_admission import until_waiting
 from test_calls import TEXT, conversation, generate_request
 from test_statuses import check_common, failure
@@ -98,6 +111,24 @@ async def test_the_newer_call_wins(kept: Service, is_parked: bool) -> None:
     assert await read(newer, answer)
     assert answer.texts[0].endswith("end")
     assert not stream.closed.is_set()
+
+
+async def test_of_many_that_resume_at_once_one_has_the_rest_and_all_others_are_told(kept: Service) -> None:
+    """Some are taken over before their first message is on its way."""
+    first = kept.generation.GenerateStream(resumable(), metadata=MINE, timeout=PATIENCE_S)
+    stream = await kept.engine.submitted.get()
+    stream.push("a", [97])
+    await read(first, Answer(), 2)
+    resumed = [kept.generation.ResumeStream(resume(), timeout=PATIENCE_S) for _ in range(60)]
+    answers = [Answer() for _ in (first, *resumed)]
+    reading = [asyncio.create_task(read(call, answer)) for call, answer in zip((first, *resumed), answers, strict=True)]
+    await until(lambda: sum(task.done() for task in reading) == len(reading) - 1)
+    stream.push("b", [98], "length")
+    ends = await asyncio.gather(*reading, return_exceptions=True)
+    (winner,) = [index for index, end in enumerate(ends) if end is True]
+    assert answers[winner].texts == {0: "ab"}
+    codes = {end.code() for end in ends if isinstance(end, grpc.aio.AioRpcError)}
+    assert codes == {grpc.StatusCode.ABORTED}
 
 
 async def test_cancel_stream_frees_the_row_and_the_memory_at_once(kept: Service) -> None:

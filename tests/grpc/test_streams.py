@@ -99,7 +99,7 @@ async def test_tokens_without_text_come_with_the_text_they_begin(service: Servic
 
 
 async def test_a_slow_reader_is_cut_off_and_others_are_not(start: Any) -> None:
-    service = await start(FakeEngine(), service_config(slow_reader_timeout=0.3))
+    service = await start(FakeEngine(), service_config(slow_reader_timeout=2.0))
     slow = service.generation.GenerateStream(generate_request())
     stream = await service.engine.submitted.get()
     other = service.generation.GenerateStream(generate_request())

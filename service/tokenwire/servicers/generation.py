@@ -57,8 +57,9 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
         stream = self._backend.retention.find(current_call().caller, request.request_id)
         rest, place = stream.rest([(each.sequence_index, position_of(each)) for each in request.positions])
         response = pb.ResumeStreamResponse
-        with self._reader(context) as out, stream.attached(out):
-            await self._write(out, stream.events(rest, place, response), response(start=stream.start))
+        async with self._reader(context) as out:
+            with stream.attached(out):
+                await self._write(out, stream.events(rest, place, response), response(start=stream.start))
 
     async def CancelStream(  # noqa: N802
         self, request: pb.CancelStreamRequest, context: Any
@@ -97,12 +98,14 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 num_sequences=prepared.resolved.settings.num_return_sequences,
                 deadline=call.deadline,
             )
-            with self._reader(context) as out, kept.attached(out):
-                self._backend.retention.add(call.caller, kept)
-                await self._write(out, kept.events([], 0, response), response(start=prepared.start))
+            async with self._reader(context) as out:
+                with kept.attached(out):
+                    self._backend.retention.add(call.caller, kept)
+                    await self._write(out, kept.events([], 0, response), response(start=prepared.start))
         else:
-            with closing(stream), self._reader(context) as out:
-                await self._write(out, events_of(prepared, stream, response), response(start=prepared.start))
+            with closing(stream):
+                async with self._reader(context) as out:
+                    await self._write(out, events_of(prepared, stream, response), response(start=prepared.start))
 
     @staticmethod
     async def _write(out: SlowReaderGuard, events: AsyncGenerator[StreamEvent, None], start: StreamEvent) -> None:
