@@ -64,6 +64,18 @@ def test_phases_of_start_up_are_a_closed_set_and_notes_belong_to_the_phase_that_
     assert figures.phase_seconds() == {"starting": 0}
 
 
+def test_a_phase_ends_with_the_process_that_was_in_it() -> None:
+    clock = Clock()
+    figures = EngineFigures(clock)
+    figures.begin_process()
+    clock.now += 1
+    figures.enter_phase("loading m on cpu")
+    clock.now += 2
+    figures.end_process()
+    clock.now += 100
+    assert (figures.phase, figures.phase_seconds()) == (None, {"starting": 1, "loading": 2})
+
+
 def test_the_time_of_a_step_is_divided_without_rest() -> None:
     times = StepTimes()
     for began in (100, 200):

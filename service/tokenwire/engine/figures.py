@@ -62,6 +62,7 @@ class EngineFigures:
 
     def end_process(self) -> None:
         """The process is gone: what it counted stays, what it held does not."""
+        self.enter_phase(None)
         stats, self.stats = self.stats, None
         self.stalled_s = 0.0
         if stats is not None:
