@@ -13,6 +13,11 @@ from tokenwire.security.callers import ANONYMOUS, Caller, Priority
 
 logger = logging.getLogger("tokenwire.requests")
 
+_GENERATING = frozenset(
+    f"/tokenwire.v1.GenerationService/{name}"
+    for name in ("Generate", "GenerateStream", "GenerateBatch", "Chat", "ChatStream")
+)
+
 
 class Observer(Protocol):
     """Is told what calls do. On the event loop, for every token: nothing here may take long, wait or raise."""
@@ -26,8 +31,8 @@ class Observer(Protocol):
     def sequence_ended(self, finish: Finish) -> None:
         """A sequence came to its end."""
 
-    def failed(self, code: str, reason: str, priority: Priority) -> None:
-        """A call, or an item of a batch, ended with an error."""
+    def failed(self, code: str, reason: str, priority: Priority, *, is_unserved: bool) -> None:
+        """A call, or an item of a batch, ended with an error. ``is_unserved``: it was to generate, no token came."""
 
     def call_ended(self, call: "Call", code: str, seconds: float) -> None:
         """A call is over; ``seconds``: since it came."""
@@ -91,6 +96,11 @@ class Call:
     cause: BaseException | None = None
     """What failed, for the log, where it was not the request that was wrong."""
 
+    @property
+    def is_unserved(self) -> bool:
+        """Whether it is to generate and no token has come."""
+        return self.method in _GENERATING and not self.completion_tokens
+
     def count_prompt(self, tokens: int) -> None:
         """Note that a prompt of ``tokens`` tokens was accepted."""
         self.prompt_tokens = (self.prompt_tokens or 0) + tokens
@@ -107,6 +117,11 @@ class Progress:
         self._submitted = time.perf_counter()
         # By sequence: when its latest tokens came.
         self._last: dict[int, float] = {}
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a token has come, as far as an observer is to know."""
+        return bool(self._last)
 
     def count(self, tokens: int, sequence_index: int) -> None:
         """Note that ``tokens`` more tokens of a sequence came out of the model."""

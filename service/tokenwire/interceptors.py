@@ -118,10 +118,12 @@ class _Serving:
 
     def __init__(self, method: str, context: Any, telling: _Telling) -> None:
         request_id, traceparent, tracestate = _ids_of(context)
+        is_quiet = method.startswith(_QUIET_SERVICES)
+        observer = None if is_quiet else telling.observer
         call = self._call = Call(
-            request_id, method, deadline=_deadline(context), traceparent=traceparent, observer=telling.observer
+            request_id, method, deadline=_deadline(context), traceparent=traceparent, observer=observer
         )
-        if telling.tracer is not None and not method.startswith(_QUIET_SERVICES):
+        if telling.tracer is not None and not is_quiet:
             call.trace = telling.tracer.begin(call, tracestate)
             call.traceparent = call.trace.traceparent or traceparent
             call.tracestate = call.trace.tracestate
@@ -225,7 +227,8 @@ def _end(call: Call, status: str, refusal: Refusal | None = None) -> None:
     seconds = time.perf_counter() - call.started
     if call.observer is not None:
         if status != "OK":
-            call.observer.failed(status, status if refusal is None else refusal.reason, call.priority)
+            reason = status if refusal is None else refusal.reason
+            call.observer.failed(status, reason, call.priority, is_unserved=call.is_unserved)
         call.observer.call_ended(call, status, seconds)
     if call.trace is not None:
         call.trace.end(call, status, None if refusal is None else refusal.reason)

@@ -16,7 +16,8 @@ from grpc_health.v1 import health_pb2
 from harness import Service, service_config
 from resuming import MINE, Answer, cancel, keeping, read, resumable, retention
 from scrapes import Scrape, scraped, until
-from test_calls import generate_request
+from test_calls import conversation, generate_request
+from test_statuses import failure
 
 from tokenwire.config import LimitsConfig, SecurityConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.handle import EngineState
@@ -24,6 +25,7 @@ from tokenwire.errors import ConfigurationError
 from tokenwire.telemetry import exposition
 from tokenwire.telemetry.metrics import METRICS
 from tokenwire.v1 import generation_service_pb2 as pb
+from tokenwire.v1 import tokenizer_service_pb2
 
 Start = Callable[..., Awaitable[Service]]
 
@@ -113,6 +115,69 @@ async def test_what_waits_runs_and_is_refused(start: Start) -> None:
     await waiting
     found = await metrics_of(service)
     assert found.value("tokenwire_requests_running") == found.value("tokenwire_requests_waiting") == 0
+
+
+async def test_what_ran_is_no_refusal_where_the_engine_ends(start: Start) -> None:
+    """Only what asked for generation and got no token of it: one that waits, one that came too late, and an item."""
+    engine = FakeEngine()
+    service = await start(engine, with_metrics())
+    begun = service.generation.GenerateStream(generate_request())
+    stream = await engine.submitted.get()
+    stream.push("a", [97])
+    await begun.read()
+    await begun.read()
+    unbegun = asyncio.ensure_future(failure(service.generation.Generate(generate_request())))
+    await engine.submitted.get()
+    prompts = [pb.Prompt(text="a"), pb.Prompt(text="b")]
+    batch = asyncio.ensure_future(service.generation.GenerateBatch(pb.GenerateBatchRequest(prompts=prompts)))
+    (await engine.submitted.get()).push("a", [97])
+    await engine.submitted.get()
+    await until(service.server.metrics_address, lambda found: found.value("tokenwire_generation_tokens_total") == 2)
+    engine.die()
+    await failure(begun)
+    await unbegun
+    await batch
+    await failure(service.generation.ChatStream(pb.ChatRequest(conversation=conversation(("user", "hi")))))
+    assert unavailable(await metrics_of(service)) == (5, 3)
+
+
+async def test_only_a_request_for_generation_is_refused(start: Start) -> None:
+    service = await start(FakeEngine(load=asyncio.Event()), with_metrics(), until_ready=False)
+    await failure(service.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(text="hi")))
+    assert unavailable(await metrics_of(service)) == (1, 0)
+    await failure(service.generation.Generate(generate_request()))
+    assert unavailable(await metrics_of(service)) == (2, 1)
+
+
+def unavailable(found: Scrape) -> tuple[float, float]:
+    """Errors and refusals because there was no engine."""
+    labels = {"reason": "ENGINE_UNAVAILABLE"}
+    return (
+        found.value("tokenwire_errors_total", code="UNAVAILABLE", **labels),
+        found.value("tokenwire_admission_refusals_total", priority="normal", **labels),
+    )
+
+
+async def test_health_checks_are_in_no_metric(start: Start) -> None:
+    service = await start(FakeEngine(script=say("x")), with_metrics())
+    await service.health.Check(health_pb2.HealthCheckRequest())
+    await failure(service.health.Check(health_pb2.HealthCheckRequest(service="nobody")))
+    await service.generation.Generate(generate_request())
+    found = await metrics_of(service)
+    assert [labels["method"] for labels in found.labels("tokenwire_requests_total")] == [GENERATE]
+    assert found.labels("tokenwire_errors_total") == []
+
+
+async def test_a_call_that_its_client_cancelled_is_no_error(start: Start) -> None:
+    service = await start(FakeEngine(), with_metrics())
+    call = service.generation.GenerateStream(generate_request())
+    await service.engine.submitted.get()
+    call.cancel()
+    ended = {"method": STREAM, "code": "CANCELLED"}
+    found = await until(
+        service.server.metrics_address, lambda found: found.value("tokenwire_requests_total", **ended) == 1
+    )
+    assert found.labels("tokenwire_errors_total") == []
 
 
 async def test_a_slow_reader_that_is_cut_off_is_counted(start: Start) -> None:

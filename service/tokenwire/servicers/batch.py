@@ -6,7 +6,7 @@ import logging
 import msgspec
 
 from tokenwire import validation
-from tokenwire.call import current_call, log
+from tokenwire.call import Progress, current_call, log
 from tokenwire.engine.handle import TokenStream
 from tokenwire.engine.settings import GenerationOverrides
 from tokenwire.errors import CallerLimitError, QueueFullError
@@ -69,10 +69,12 @@ class Batch:
         self, index: int, overrides: GenerationOverrides, window: asyncio.Semaphore
     ) -> pb.GenerateBatchItem:
         async with window:
+            progress: Progress | None = None
             try:
                 prepared = await self._prepare(index, overrides)
                 stream = await self._submit(prepared)
-                response = (await collect(prepared, stream)).response
+                progress = Progress(current_call())
+                response = (await collect(prepared, stream, progress)).response
             except _NothingAcceptedError as error:
                 raise error.cause from None
             except Exception as error:
@@ -80,7 +82,8 @@ class Batch:
                 refusal = refusal_of(error, request_id)
                 call = current_call()
                 if call.observer is not None:
-                    call.observer.failed(refusal.code.name, refusal.reason, call.priority)
+                    is_unserved = progress is None or not progress.has_begun
+                    call.observer.failed(refusal.code.name, refusal.reason, call.priority, is_unserved=is_unserved)
                 if refusal.is_fault:
                     fields: dict[str, object] = {"request_id": request_id, "item": index, "reason": refusal.reason}
                     log(logging.ERROR, "batch item", fields, error)

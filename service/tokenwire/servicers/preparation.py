@@ -314,9 +314,9 @@ async def events_of(
     prepared.check_all_finished(num_finished)
 
 
-async def collect(prepared: Prepared, stream: TokenStream) -> Collected:
-    """The whole answer. Closes the stream, whatever happens."""
-    progress = Progress(current_call())
+async def collect(prepared: Prepared, stream: TokenStream, progress: Progress | None = None) -> Collected:
+    """The whole answer. Closes the stream, whatever happens. ``progress``: who counts; by default one of its own."""
+    progress = progress or Progress(current_call())
     writers = prepared.writers(generation_service_pb2.GenerateStreamResponse)
     response = generation_service_pb2.GenerateResponse(start=prepared.start)
     # In their place from the start: what a prompt's log probabilities fill is not copied.

@@ -75,7 +75,7 @@ REQUESTS = Metric("tokenwire_requests", "counter", "Calls that have ended, by me
 ERRORS = Metric(
     "tokenwire_errors",
     "counter",
-    "Calls and items of batches that did not end OK, by status and reason (that of ErrorInfo).",
+    "Calls and items of batches that ended with an error, by status and reason (that of ErrorInfo), but for CANCELLED.",
     ("code", "reason"),
 )
 REFUSALS = Metric(

@@ -72,10 +72,12 @@ class Recorder:
         self.prefill.observe(finish.prefill_ms / 1000)
         self.decode.observe(finish.decode_ms / 1000)
 
-    def failed(self, code: str, reason: str, priority: Priority) -> None:
-        """A call, or an item of a batch, ended with an error."""
+    def failed(self, code: str, reason: str, priority: Priority, *, is_unserved: bool) -> None:
+        """A call, or an item of a batch, ended with an error. ``is_unserved``: it was to generate, and no token came."""
+        if code == "CANCELLED":  # as its client wanted
+            return
         self.errors[code, reason] += 1
-        if reason in ADMISSION_REASONS:
+        if is_unserved and reason in ADMISSION_REASONS:
             self.refusals[reason, priority] += 1
         elif reason == SLOW_READER:
             self.slow_readers += 1
