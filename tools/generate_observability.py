@@ -164,6 +164,15 @@ PANELS = (
         {
             "front {{instance}}": _gauge("process_resident_memory_bytes"),
             "engine {{instance}}": _gauge("tokenwire_engine_resident_memory_bytes"),
+            "kept streams {{instance}}": _gauge("tokenwire_retained_bytes"),
+        },
+    ),
+    Panel(
+        "Kept streams",
+        "short",
+        {
+            "kept {{instance}}": _gauge("tokenwire_retained_streams"),
+            "without a reader {{instance}}": _gauge("tokenwire_retained_streams_unread"),
         },
     ),
     Panel(
