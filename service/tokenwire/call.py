@@ -95,6 +95,8 @@ class Call:
     """Metadata that it ends with beside the ids."""
     cause: BaseException | None = None
     """What failed, for the log, where it was not the request that was wrong."""
+    is_failure_told: bool = False
+    """Whether the observer knows how it fails: from another call of the same stream."""
 
     @property
     def is_unserved(self) -> bool:

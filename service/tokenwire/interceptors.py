@@ -226,7 +226,7 @@ def _end(call: Call, status: str, refusal: Refusal | None = None) -> None:
     """Tell the observer and the log how the call ended."""
     seconds = time.perf_counter() - call.started
     if call.observer is not None:
-        if status != "OK":
+        if status != "OK" and not call.is_failure_told:
             reason = status if refusal is None else refusal.reason
             call.observer.failed(status, reason, call.priority, is_unserved=call.is_unserved)
         call.observer.call_ended(call, status, seconds)

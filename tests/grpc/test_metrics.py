@@ -14,14 +14,14 @@ import resuming
 from fakes import FakeEngine, say
 from grpc_health.v1 import health_pb2
 from harness import Service, service_config
-from resuming import MINE, Answer, cancel, keeping, read, resumable, retention
+from resuming import MINE, Answer, cancel, keeping, read, resumable, resume, retention
 from scrapes import Scrape, scraped, until
 from test_calls import conversation, generate_request
 from test_statuses import failure
 
 from tokenwire.config import LimitsConfig, SecurityConfig, ServiceConfig, TelemetryConfig
 from tokenwire.engine.handle import EngineState
-from tokenwire.errors import ConfigurationError
+from tokenwire.errors import ConfigurationError, EngineUnavailableError, QueueTimeoutError, StepFailedError
 from tokenwire.telemetry import exposition
 from tokenwire.telemetry.metrics import METRICS
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -211,6 +211,45 @@ async def test_kept_streams_are_counted(start: Start) -> None:
     await service.generation.CancelStream(cancel())
     found = await metrics_of(service)
     assert [found.value(name) for name in (*names, "tokenwire_retained_bytes")] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("is_begun", [False, True])
+@pytest.mark.parametrize("read_by", ["nobody", "its own call", "another call"])
+@pytest.mark.parametrize(
+    ("error", "code", "reason"),
+    [
+        (StepFailedError("x"), "INTERNAL", "STEP_FAILED"),
+        (QueueTimeoutError(1.0, 1.0), "RESOURCE_EXHAUSTED", "QUEUE_TIMEOUT"),
+        (EngineUnavailableError("x", 1.0), "UNAVAILABLE", "ENGINE_UNAVAILABLE"),
+    ],
+)
+async def test_a_kept_stream_fails_once_however_many_calls_are_told(
+    start: Start, is_begun: bool, read_by: str, error: Exception, code: str, reason: str
+) -> None:
+    service = await start(FakeEngine(), with_metrics(limits=keeping()))
+    call = service.generation.GenerateStream(resumable(), metadata=MINE)
+    stream = await service.engine.submitted.get()
+    if is_begun:
+        stream.push("a", [97])
+    await read(call, Answer(), 1 + is_begun)
+    if read_by != "its own call":
+        call.cancel()
+        await resuming.until(lambda: retention(service).num_unread == 1)
+    if read_by == "another call":
+        call = service.generation.ResumeStream(resume())
+        await read(call, Answer(), 1 + is_begun)
+    stream.fail(error)
+    if read_by != "nobody":
+        await failure(call)
+    address = service.server.metrics_address
+    found = await until(address, lambda found: found.value("tokenwire_errors_total", code=code, reason=reason) == 1)
+    for _ in range(2):
+        assert (await failure(service.generation.ResumeStream(resume()))).details["ErrorInfo"].reason == reason
+    found = await metrics_of(service)
+    assert found.value("tokenwire_errors_total", code=code, reason=reason) == 1
+    assert len(found.labels("tokenwire_errors_total")) == 1
+    refused = found.value("tokenwire_admission_refusals_total", reason=reason, priority="normal")
+    assert refused == (reason != "STEP_FAILED" and not is_begun)
 
 
 async def test_files_that_cannot_be_reloaded_are_counted(start: Start, tmp_path: Path) -> None:

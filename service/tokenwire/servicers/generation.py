@@ -96,7 +96,7 @@ class GenerationServicer(generation_service_pb2_grpc.GenerationServiceServicer):
                 stream,
                 events_of(prepared, stream, response),
                 num_sequences=prepared.resolved.settings.num_return_sequences,
-                deadline=call.deadline,
+                call=call,
             )
             async with self._reader(context) as out:
                 with kept.attached(out):

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
-from tokenwire.call import log
+from tokenwire.call import Call, current_call, log
 from tokenwire.config import LimitsConfig
 from tokenwire.engine.handle import TokenStream
 from tokenwire.errors import (
@@ -22,6 +22,7 @@ from tokenwire.security.callers import Caller
 from tokenwire.servicers.event_log import Entry, EventLog, Position, merged
 from tokenwire.servicers.sequences import StreamEvent, StreamResponse
 from tokenwire.servicers.streaming import SlowReaderGuard
+from tokenwire.statuses import refusal_of
 from tokenwire.v1 import generation_pb2
 
 _STREAM_BYTES = 4096
@@ -115,8 +116,8 @@ class Retention:
 class RetainedStream:
     """One resumable stream: a task of its own reads it to its end, whether or not a call reads what came.
 
-    ``stream``: what gives the answer, to be told when nobody wants it any more. ``events``: what it becomes.
-    ``deadline``: after which the answer ends, in monotonic seconds.
+    ``stream``: what gives the answer, to be told when nobody wants it any more. ``events``: what it becomes. ``call``:
+    the one that began it, after whose deadline the answer ends.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class RetainedStream:
         events: AsyncIterator[StreamEvent],
         *,
         num_sequences: int,
-        deadline: float | None,
+        call: Call,
     ) -> None:
         self.start = start
         self.key = ("", "")
@@ -135,11 +136,13 @@ class RetainedStream:
         """Since when no call reads it, in seconds of the event loop; infinite while one does."""
         self._stream = stream
         self._events = events
-        self._deadline = deadline
+        self._call = call
         self._log = EventLog(num_sequences)
         self._changed = asyncio.Event()
         self._is_over = False
         self._error: BaseException | None = None
+        self._is_told = False
+        """Whether its failure has been counted: where several calls are told, it is still one."""
         self._stopped_by: Exception | None = None
         self._retention: Retention | None = None
         """None where it cannot be resumed any more."""
@@ -154,8 +157,8 @@ class RetainedStream:
         """Read to the end from now on, kept by ``retention``."""
         self._retention, self.key = retention, key
         self._task = asyncio.create_task(self._read(), name="resumable stream")
-        if self._deadline is not None:
-            left_s = max(0.0, self._deadline - time.monotonic())
+        if self._call.deadline is not None:
+            left_s = max(0.0, self._call.deadline - time.monotonic())
             self._timer = asyncio.get_running_loop().call_later(left_s, self._stop, DeadlinePassedError())
 
     def lose(self) -> None:
@@ -201,15 +204,29 @@ class RetainedStream:
             raise
         except BaseException as error:  # a panic of Rust is one; whoever reads is told
             self._error = self._stopped_by or error
-            if self._reader is None and self._stopped_by is None:
-                # Perhaps nobody comes back to be told.
-                log(logging.WARNING, "a stream without a reader failed", {"request_id": self.start.request_id}, error)
+            if self._reader is None:
+                self._tell_unread()
         finally:
             self._is_over = True
             self._changed.set()
             self._stream.close()
             if self._timer is not None:
                 self._timer.cancel()
+
+    def _tell_unread(self) -> None:
+        """Count and log how it failed: perhaps nobody comes back to be told."""
+        if self._error is None or self._is_told or self._stopped_by is not None:
+            return
+        self._count(self._error)
+        log(logging.WARNING, "a stream without a reader failed", {"request_id": self.start.request_id}, self._error)
+
+    def _count(self, error: BaseException) -> None:
+        """Count how it failed, once, as the end of the call that began it."""
+        call = self._call
+        if not self._is_told and call.observer is not None:
+            refusal = refusal_of(error, call.request_id)
+            call.observer.failed(refusal.code.name, refusal.reason, call.priority, is_unserved=call.is_unserved)
+        self._is_told = True
 
     def _stop(self, error: Exception) -> None:
         """End the answer with ``error``, unless it has ended. What it holds is free before the next forward pass."""
@@ -233,6 +250,8 @@ class RetainedStream:
         finally:
             if self._reader is reader:
                 self._reader = None
+                # It may have failed behind what a call that is lost now had still to read.
+                self._tell_unread()
                 self._wait_for_reader()
 
     def rest(self, positions: Sequence[tuple[int, Position]]) -> tuple[list[Entry], int]:
@@ -258,6 +277,12 @@ class RetainedStream:
                     yield event
             if self._is_over:
                 if self._error is not None:
+                    call = current_call()
+                    if call is self._call:
+                        self._is_told = True
+                    else:
+                        self._count(self._error)
+                        call.is_failure_told = True
                     raise self._error
                 return
             if not self._changed.is_set():
