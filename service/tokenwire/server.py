@@ -293,10 +293,14 @@ async def _in_daemon(work: Callable[[], None]) -> None:
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def run() -> None:
-        work()
-        # Nobody waits any longer where the loop is gone.
-        with suppress(RuntimeError):
-            loop.call_soon_threadsafe(done.set)
+        try:
+            work()
+        except Exception:
+            logger.exception("what was left to do at the end failed")
+        finally:
+            # Nobody waits any longer where the loop is gone.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
 
     threading.Thread(target=run, name="last words", daemon=True).start()
     await done.wait()

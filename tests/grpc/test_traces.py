@@ -19,7 +19,7 @@ from test_calls import generate_request
 
 from tokenwire.config import ServiceConfig, TelemetryConfig
 from tokenwire.errors import ConfigurationError
-from tokenwire.server import Server
+from tokenwire.server import Server, _in_daemon
 from tokenwire.telemetry import tracing
 from tokenwire.telemetry.occasionally import _Occasionally
 from tokenwire.v1 import generation_service_pb2 as pb
@@ -286,3 +286,17 @@ async def test_traces_without_the_library_are_refused_in_one_line(monkeypatch: p
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(ConfigurationError, match=r"otlp_endpoint needs OpenTelemetry .*tokenwire\[telemetry\]"):
         await Server(traced("http://127.0.0.1:1"), lambda _: FakeEngine()).serve()
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("the collector")])
+async def test_the_end_waits_for_work_that_fails_no_longer_than_for_any_other(error: Exception | None) -> None:
+    done = []
+
+    def work() -> None:
+        done.append(True)
+        if error is not None:
+            raise error
+
+    async with asyncio.timeout(60):
+        await _in_daemon(work)
+    assert done
