@@ -39,6 +39,15 @@ from tokenwire.errors import (
 ERROR_DOMAIN = "tokenwire"
 """Domain of every ErrorInfo."""
 
+QUEUE_FULL = "QUEUE_FULL"
+CALLER_LIMIT = "CALLER_LIMIT"
+QUEUE_TIMEOUT = "QUEUE_TIMEOUT"
+ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE"
+ADMISSION_REASONS = frozenset({QUEUE_FULL, CALLER_LIMIT, QUEUE_TIMEOUT, ENGINE_UNAVAILABLE})
+"""Reasons of ErrorInfo for which a request is not admitted, or not kept."""
+SLOW_READER = "SLOW_READER"
+"""That of a stream that nobody read."""
+
 # gRPC refuses trailing metadata above 8 KiB, base64 included; the message is sent twice, once percent-encoded.
 _MAX_MESSAGE_CHARACTERS = 400
 _MAX_VIOLATION_BYTES = 3000
@@ -115,7 +124,7 @@ def _queue_full(error: QueueFullError) -> Refusal:
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         str(error),
-        "QUEUE_FULL",
+        QUEUE_FULL,
         {"limit": str(error.limit)},
         (_quota("queue", f"at most {error.limit} {error.unit} may wait"),),
         error.retry_after_s,
@@ -126,7 +135,7 @@ def _caller_limit(error: CallerLimitError) -> Refusal:
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         str(error),
-        "CALLER_LIMIT",
+        CALLER_LIMIT,
         {"limit": error.limit, "value": str(error.value)},
         (_quota(f"caller:{error.caller}", f"{error.limit} {error.value}"),),
         error.retry_after_s,
@@ -137,7 +146,7 @@ def _queue_timeout(error: QueueTimeoutError) -> Refusal:
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         str(error),
-        "QUEUE_TIMEOUT",
+        QUEUE_TIMEOUT,
         {"limit": f"{error.timeout_s:g} s"},
         (_quota("queue", f"a request may wait for {error.timeout_s:g} s"),),
         error.retry_after_s,
@@ -148,7 +157,7 @@ def _slow_reader(error: SlowReaderError) -> Refusal:
     return Refusal(
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         str(error),
-        "SLOW_READER",
+        SLOW_READER,
         {"limit": f"{error.timeout_s:g} s"},
         (_quota("stream", f"unread events are kept for {error.timeout_s:g} s"),),
     )
@@ -187,7 +196,7 @@ STATUSES: dict[type[Exception], Callable[[Any], Refusal]] = {
     ),
     RequestAbortedError: lambda _: Refusal(grpc.StatusCode.CANCELLED, "the request was cancelled", "CANCELLED"),
     EngineUnavailableError: lambda error: Refusal(
-        grpc.StatusCode.UNAVAILABLE, str(error), "ENGINE_UNAVAILABLE", retry_after_s=error.retry_after_s
+        grpc.StatusCode.UNAVAILABLE, str(error), ENGINE_UNAVAILABLE, retry_after_s=error.retry_after_s
     ),
 }
 """The table. Every error that is raised on purpose and may reach a client is here; the rest is INTERNAL."""

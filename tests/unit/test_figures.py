@@ -1,11 +1,14 @@
 """Figures of the engine over its processes, and what they and the metrics are counted with."""
 
 import random
+import re
 from bisect import bisect_left
+from pathlib import Path
 
 import pytest
 
-from tokenwire.engine.figures import EngineFigures
+import tokenwire
+from tokenwire.engine.figures import PHASES, EngineFigures
 from tokenwire.engine.protocol import Stats
 from tokenwire.engine.step_times import StepTimes
 from tokenwire.telemetry.histogram import Histogram
@@ -62,6 +65,14 @@ def test_phases_of_start_up_are_a_closed_set_and_notes_belong_to_the_phase_that_
     assert (figures.phase, figures.phase_seconds()) == (None, {"starting": 1, "loading": 9, "checking": 0})
     figures.begin_process()
     assert figures.phase_seconds() == {"starting": 0}
+
+
+def test_start_up_says_every_phase_and_no_other() -> None:
+    """A message that begins with what one does begins a phase; the others are notes within one."""
+    files = Path(tokenwire.__file__).parent.rglob("*.py")
+    told = re.compile(r'\b(?:progress|Loading)\(\s*f?"(\w*)')
+    words = {word for file in files for word in told.findall(file.read_text(encoding="utf-8"))}
+    assert {word for word in words if word.endswith("ing")} | {"starting"} == set(PHASES)
 
 
 def test_a_phase_ends_with_the_process_that_was_in_it() -> None:

@@ -117,8 +117,8 @@ def _load_folder(
     if config.device_map is None and "quantization_config" not in settings:
         _check_fits(path, folder, config, dtype, device)
     tokenizer = _load_tokenizer(path, folder)
-    phase = "loading" if quantization_config is None else f"loading and quantizing to {config.quantize}"
-    progress(f"{phase} {checkpoint.name} on {config.device_map or device}")
+    quantizing = "" if quantization_config is None else f" and quantizing to {config.quantize}"
+    progress(f"loading{quantizing} {checkpoint.name} on {config.device_map or device}")
     result: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=dtype,

@@ -5,16 +5,12 @@ from collections import Counter
 from typing import get_args
 
 from tokenwire.call import Call
+from tokenwire.convert import FINISH_REASONS
 from tokenwire.engine.protocol import Finish
 from tokenwire.security.callers import Priority
+from tokenwire.statuses import ADMISSION_REASONS, SLOW_READER
 from tokenwire.telemetry import metrics
 from tokenwire.telemetry.histogram import Histogram
-
-ADMISSION_REASONS = frozenset({"QUEUE_FULL", "CALLER_LIMIT", "QUEUE_TIMEOUT", "ENGINE_UNAVAILABLE"})
-"""Reasons of ErrorInfo for which a request is not admitted, or not kept."""
-FINISH_REASONS = ("eos", "length", "stop_string", "stop_token", "max_time", "deadline")
-SLOW_READER = "SLOW_READER"
-"""That of a stream that nobody read."""
 
 
 class Recorder:
@@ -73,7 +69,7 @@ class Recorder:
         self.decode.observe(finish.decode_ms / 1000)
 
     def failed(self, code: str, reason: str, priority: Priority, *, is_unserved: bool) -> None:
-        """A call, or an item of a batch, ended with an error. ``is_unserved``: it was to generate, and no token came."""
+        """A call, or an item of a batch, ended with an error. ``is_unserved``: it was to generate, no token came."""
         if code == "CANCELLED":  # as its client wanted
             return
         self.errors[code, reason] += 1
