@@ -1,39 +1,39 @@
 """Scrapes of a server's metrics."""
 
 import asyncio
-import urllib.request
 from collections.abc import Callable
 
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+
+from tokenwire.telemetry.snapshots import Snapshot, fetch
 
 PATIENCE_S = 60.0
 
 
 class Scrape:
-    """The samples of one scrape."""
+    """The samples of one scrape, and the text that they were read from."""
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.families = {family.name: family for family in text_string_to_metric_families(text)}
-        self._samples = {
-            (sample.name, tuple(sorted(sample.labels.items()))): sample.value
-            for family in self.families.values()
-            for sample in family.samples
-        }
+        self.samples = Snapshot.of(text, at=0.0)
 
     def value(self, name: str, **labels: str) -> float:
-        """The value of one sample; 0 where there is none."""
-        return self._samples.get((name, tuple(sorted(labels.items()))), 0.0)
+        """The value of one sample, or the sum of several; 0 where there is none."""
+        return self.samples.value(name, **labels)
 
     def labels(self, name: str) -> list[dict[str, str]]:
         """The labels of every sample of a name."""
-        return [dict(labels) for each, labels in self._samples if each == name]
+        return [labels for labels, _ in self.samples.labelled(name)]
+
+    @property
+    def families(self) -> dict[str, Metric]:
+        """By name, with type and help."""
+        return {family.name: family for family in text_string_to_metric_families(self.text)}
 
 
 def scrape(address: str | None) -> Scrape:
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_S) as answer:
-        assert answer.status == 200
-        return Scrape(answer.read().decode())
+    return Scrape(fetch(str(address), PATIENCE_S))
 
 
 async def scraped(address: str | None) -> Scrape:

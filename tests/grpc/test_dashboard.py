@@ -97,13 +97,9 @@ async def test_every_query_reads_what_is_there(found: Scrape) -> None:
             assert grouping(expression) <= known, f"{title}: {query}"
             read |= set(names)
     # What is measured is shown, but for what the panels leave to a closer look.
-    own = {sample for sample in samples_of(found) if sample.startswith("tokenwire_")}
+    own = {name for name in found.samples.samples if name.startswith("tokenwire_")}
     unread = {name for name in own if not re.search(r"_(sum|count)$", name)} - read
     assert unread == {"tokenwire_model_info", "tokenwire_requests_waiting_tokens"}
-
-
-def samples_of(found: Scrape) -> set[str]:
-    return {sample.name for family in found.families.values() for sample in family.samples}
 
 
 async def test_legends_name_labels_that_the_query_keeps(found: Scrape) -> None:

@@ -24,6 +24,7 @@ from tokenwire.engine.handle import EngineState
 from tokenwire.errors import ConfigurationError, EngineUnavailableError, QueueTimeoutError, StepFailedError
 from tokenwire.telemetry import exposition
 from tokenwire.telemetry.metrics import METRICS
+from tokenwire.telemetry.snapshots import ScrapeError
 from tokenwire.v1 import generation_service_pb2 as pb
 from tokenwire.v1 import tokenizer_service_pb2
 
@@ -321,10 +322,11 @@ async def test_the_engines_state_and_health_are_told(start: Start) -> None:
 async def test_every_metric_is_there_from_the_start_and_no_other(start: Start) -> None:
     service = await start(FakeEngine(script=say("x")), with_metrics())
     found = await metrics_of(service)
-    own = {name for name in found.families if not name.startswith("process_")}
+    families = found.families
+    own = {name for name in families if not name.startswith("process_")}
     assert own == {metric.name for metric in METRICS}
     for metric in METRICS:
-        family = found.families[metric.name]
+        family = families[metric.name]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
     assert found.value("process_resident_memory_bytes") > 0
     assert found.value("process_open_fds") > 0
@@ -354,7 +356,7 @@ async def test_it_answers_again_once_idle_connections_are_timed_out(
             while found is None:
                 try:
                     found = await metrics_of(service)
-                except OSError:
+                except ScrapeError:
                     await asyncio.sleep(0.05)
         assert found.value("tokenwire_serving") == 1
     finally:

@@ -6,7 +6,6 @@ import pickle
 import platform
 import shutil
 import subprocess
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from test_startup_failures import errors, serve
 
 from tests.serving import Server, running_server
 from tokenwire.client import Client, InvalidArgument
+from tokenwire.telemetry.snapshots import fetch
 
 HAS_NETWORK_GUARD = platform.system() == "Linux" and shutil.which("cc") is not None
 """It is C, and loaded by Linux's dynamic linker."""
@@ -101,8 +101,7 @@ def watched(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Watch
     with running_server(tiny_llama, FLAGS, environment=environment) as server:
         texts = use(server)
         (metrics_address,) = [line["metrics_address"] for line in server.log if line["event"] == "listening"]
-        with urllib.request.urlopen(f"http://{metrics_address}/metrics", timeout=60) as answer:
-            metrics = answer.read().decode()
+        metrics = fetch(metrics_address, 60)
         assert server.terminate() == 0
     notes = {name: [line.split(" ", 1) for line in path.read_text().splitlines()] for name, path in guards.items()}
     return Watched(str(server.pid), texts, json.dumps(server.log, ensure_ascii=False), metrics, notes)

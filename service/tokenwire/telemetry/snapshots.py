@@ -51,11 +51,11 @@ class Snapshot:
             raise ScrapeError("what answers there are not tokenwire's metrics")
         return cls(at, samples)
 
-    def value(self, metric: Metric, **labels: str) -> float:
-        """The sum of a metric's samples that have ``labels``."""
+    def value(self, metric: Metric | str, **labels: str) -> float:
+        """The sum of the samples of a metric, or of this name, that have ``labels``."""
         return sum(
             value
-            for each, value in self.samples.get(metric.shown_name, {}).items()
+            for each, value in self.samples.get(_name_of(metric), {}).items()
             if all(pair in each for pair in labels.items())
         )
 
@@ -63,15 +63,19 @@ class Snapshot:
         """Resident bytes of the front process."""
         return sum(self.samples.get("process_resident_memory_bytes", {}).values())
 
-    def labelled(self, metric: Metric) -> Iterator[tuple[dict[str, str], float]]:
-        """The samples of a metric with their labels."""
-        for labels, value in self.samples.get(metric.shown_name, {}).items():
+    def labelled(self, metric: Metric | str) -> Iterator[tuple[dict[str, str], float]]:
+        """The samples of a metric, or of this name, with their labels."""
+        for labels, value in self.samples.get(_name_of(metric), {}).items():
             yield dict(labels), value
 
     def buckets(self, metric: Metric) -> list[tuple[float, float]]:
         """Upper bounds of a histogram and how many values are at most that."""
         found = self.samples.get(f"{metric.name}_bucket", {})
         return sorted((float(dict(labels)["le"]), value) for labels, value in found.items())
+
+
+def _name_of(metric: Metric | str) -> str:
+    return metric if isinstance(metric, str) else metric.shown_name
 
 
 class Window(NamedTuple):
@@ -126,18 +130,23 @@ def url_of(address: str) -> str:
 
 def scrape(address: str) -> Snapshot:
     """The metrics of a server now. Raises ScrapeError."""
+    return Snapshot.of(fetch(address), time.monotonic())
+
+
+def fetch(address: str, timeout_s: float = TIMEOUT_S) -> str:
+    """The text of a server's metrics now. Raises ScrapeError."""
     try:
-        with _opener.open(url_of(address), timeout=TIMEOUT_S) as answer:
-            text = answer.read(_MAX_BYTES).decode()
+        with _opener.open(url_of(address), timeout=timeout_s) as answer:
+            text: str = answer.read(_MAX_BYTES).decode()
+            return text
     except urllib.error.HTTPError as error:
         raise ScrapeError(f"it answers {error.code}") from None
     except urllib.error.URLError as error:
         reason = error.reason
-        text = (reason.strerror or str(reason)) if isinstance(reason, OSError) else str(reason)
-        raise ScrapeError(text.lower()) from None
+        why = (reason.strerror or str(reason)) if isinstance(reason, OSError) else str(reason)
+        raise ScrapeError(why.lower()) from None
     except (OSError, UnicodeError, ValueError) as error:
         raise ScrapeError(" ".join(str(error).split()).lower() or type(error).__name__) from None
     except Exception as error:
         # http.client's own, which are no OSErrors: it speaks something else.
         raise ScrapeError(f"what answers there is no HTTP server ({type(error).__name__})") from None
-    return Snapshot.of(text, time.monotonic())
