@@ -15,6 +15,7 @@ import pytest
 from collector import Collector, Received, collecting
 from fakes import FakeEngine, say
 from harness import Service, open_channel, service_config
+from resuming import MINE, Answer, keeping, read, resumable, resume, retention, until
 from test_calls import generate_request
 
 from tokenwire.config import ServiceConfig, TelemetryConfig
@@ -103,6 +104,31 @@ async def test_a_call_is_a_span_with_queue_prefill_and_decode_below_it(
     assert children[2].attributes["gen_ai.usage.output_tokens"] == len("marmalade") + 1
     for text in ("heliotrope", "marmalade"):
         assert text.encode() not in collector.raw
+
+
+async def test_what_a_stream_does_after_its_call_has_no_spans(
+    start: Start, collected: tuple[Collector, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    collector, endpoint = collected
+    service = await start(FakeEngine(), replace(traced(endpoint), limits=keeping()))
+    call = service.generation.GenerateStream(resumable(), metadata=MINE)
+    stream = await service.engine.submitted.get()
+    call.cancel()
+    await until(lambda: retention(service).num_unread == 1)
+    stream.answer("x")
+    with caplog.at_level(logging.INFO, "tokenwire.requests"):
+        assert await read(service.generation.ResumeStream(resume()), Answer())
+        answering = asyncio.ensure_future(service.generation.Generate(generate_request()))
+        (await service.engine.submitted.get()).answer("x")
+        await answering
+    # Spans leave in the order in which they end.
+    spans = await asyncio.to_thread(collector.until, 6)
+    last = named(spans, "tokenwire.v1.GenerationService/Generate")
+    others = [span.name.rpartition("/")[2] for span in spans if span.trace_id != last.trace_id]
+    assert sorted(others) == ["GenerateStream", "ResumeStream"]
+    lines = [record.__dict__["fields"] for record in caplog.records if record.message == "request"]
+    (resumed,) = [line for line in lines if line["method"] == "ResumeStream"]
+    assert not {"completion_tokens", "finish_reason"} & set(resumed)
 
 
 async def test_each_sequence_of_a_stream_has_its_own_spans(start: Start, collected: tuple[Collector, str]) -> None:
