@@ -140,7 +140,11 @@ class StreamBase:
         self._ends_at: float | None = None
         self._lost_at: float | None = None
         """Since when the connection is broken, in seconds of ``time.monotonic``."""
+        self._started_at: float | None = None
+        """When the start of the call that is read came, if it did."""
         self._num_attempts = 0
+        self._pause_s = 0.0
+        """The last pause before it was resumed."""
 
     @property
     def start(self) -> Start:
@@ -210,10 +214,13 @@ class StreamBase:
     def _pause_before_resuming(self, error: TokenwireError) -> float:
         """Seconds until ``_reopen`` may go on with the stream that ``error`` ended; raises it where nothing can.
 
-        With pauses that grow to 1 s, for 30 s from when the connection broke.
+        With pauses that grow to 1 s, for 30 s from when the connection broke. A call that began and lived longer than
+        the pause before it had reached the server, also where its request still waits there: the 30 s begin anew.
         """
         now = time.monotonic()
-        self._lost_at = self._lost_at or now
+        if self._lost_at is None or (self._started_at is not None and now - self._started_at > self._pause_s):
+            self._lost_at = now
+        self._started_at = None
         if (
             not isinstance(error, ConnectionFailed)
             or not self._is_kept
@@ -223,7 +230,8 @@ class StreamBase:
         ):
             raise error from None
         self._num_attempts += 1
-        return min(1.0, 0.05 * 2.0 ** min(self._num_attempts, 10))
+        self._pause_s = min(1.0, 0.05 * 2.0 ** min(self._num_attempts, 10))
+        return self._pause_s
 
     def _reopen(self) -> None:
         left_s = None if self._ends_at is None else max(0.001, self._ends_at - time.monotonic())
@@ -233,8 +241,10 @@ class StreamBase:
             self._call.cancel()
 
     def _take(self, message: Any) -> Delta | None:
-        if not message.HasField("start"):
-            # A start comes with every call, also where nothing behind it ever arrives.
+        if message.HasField("start"):
+            # It comes with every call, also where nothing behind it ever arrives.
+            self._started_at = time.monotonic()
+        else:
             self._lost_at, self._num_attempts = None, 0
         return self._record.take(message)
 
