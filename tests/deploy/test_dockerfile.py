@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_the_constraints_hold_for_every_package() -> None:
     assert len(installs) == 4
     for text in installs:
         assert re.search(r"--constraint (/source/)?constraints\.txt", text), text
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_what_a_setting_may_need_is_in_an_image(image: str) -> None:
+    """An image cannot be installed into: TOKENWIRE_OTLP_ENDPOINT would end the service."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (text,) = [text for text in STAGES[f"packages-{image}"].all_of("RUN") if "tokenwire-*.whl" in text]
+    (installed,) = re.findall(r"tokenwire-\*\.whl\)\[([a-z,]+)\]", text)
+    assert set(installed.split(",")) == {"serve", "telemetry"} <= set(extras)
 
 
 def test_flags_of_pip_exist() -> None:
