@@ -72,12 +72,21 @@ async def test_after_the_window_nothing_is_held(start: Start, is_finished: bool)
 
 
 async def test_a_call_that_reads_stops_the_window(start: Start) -> None:
-    service = await start(FakeEngine(), service_config(keeping(resume_window=0.3)))
+    window_s = 5.0
+    service = await start(FakeEngine(), service_config(keeping(resume_window=window_s)))
     call = service.generation.GenerateStream(resumable(), metadata=MINE)
     stream = await service.engine.submitted.get()
-    await asyncio.sleep(0.6)
-    stream.answer("x")
     answer = Answer()
+    assert not await read(call, answer, 1)
+    call.cancel()
+    await until(lambda: retention(service).num_unread == 1)
+    call = service.generation.ResumeStream(resume())
+    assert not await read(call, answer, 1)
+    # Nothing tells that a timer that is gone did not go off.
+    await asyncio.sleep(1.2 * window_s)
+    assert not stream.closed.is_set()
+    assert len(retention(service)) == 1
+    stream.answer("x")
     assert await read(call, answer)
     assert answer.texts == {0: "x"}
 
