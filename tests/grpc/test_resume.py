@@ -195,7 +195,7 @@ async def test_an_engine_that_died_is_told_within_the_window(kept: Service, capl
 
 async def test_a_slow_reader_may_come_back(start: Start) -> None:
     service = await start(
-        FakeEngine(), service_config(keeping(max_retained_stream_bytes=10**8), slow_reader_timeout=0.3)
+        FakeEngine(), service_config(keeping(max_retained_stream_bytes=10**8), slow_reader_timeout=2.0)
     )
     slow = service.generation.GenerateStream(resumable(), metadata=MINE)
     stream = await service.engine.submitted.get()
