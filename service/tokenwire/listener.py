@@ -56,10 +56,13 @@ def port_of(address: str) -> int:
     return int(address.rpartition(":")[2])
 
 
-def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None) -> str:
-    """Listen; the address with the port that was taken. Raises ConfigurationError.
+def bind(
+    server: grpc.aio.Server, host: str, port: int, credentials: grpc.ServerCredentials | None, *, setting: str = "port"
+) -> str:
+    """Listen; the address with the port that was taken.
 
-    The address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
+    Raises ConfigurationError, which names what is wrong: ``setting``, which ``port`` comes from, or the host. The
+    address is tried with a plain socket first, because gRPC writes several lines of its own when it fails.
     """
     name = f"[{host}]" if ":" in host else host
     try:
@@ -74,7 +77,11 @@ def bind(server: grpc.aio.Server, host: str, port: int, credentials: grpc.Server
         taken = server.add_insecure_port(target) if credentials is None else server.add_secure_port(target, credentials)
     except OSError as error:
         reason = "the port is in use" if error.errno == errno.EADDRINUSE else error.strerror or str(error)
-        raise ConfigurationError(f"cannot listen on {name}:{port}: {reason}") from None
-    except (RuntimeError, OverflowError, UnicodeError) as error:
-        raise ConfigurationError(f"cannot listen on {name}:{port}: {error}") from None
+        is_of_host = isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL
+        where = "host" if is_of_host else setting
+        raise ConfigurationError(f"{where}: cannot listen on {name}:{port}: {reason}") from None
+    except UnicodeError as error:
+        raise ConfigurationError(f"host: cannot listen on {name}:{port}: {error}") from None
+    except (RuntimeError, OverflowError) as error:
+        raise ConfigurationError(f"{setting}: cannot listen on {name}:{port}: {error}") from None
     return f"{name}:{taken}"

@@ -190,7 +190,7 @@ class Server:
         if config.health_port is None:
             return None
         server = make_server(self._config, authenticator, observer=None, tracer=None)
-        self.health_port = port_of(bind(server, config.host, config.health_port, None))
+        self.health_port = port_of(bind(server, config.host, config.health_port, None, setting="health_port"))
         health_pb2_grpc.add_HealthServicer_to_server(health, server)
         return server
 

@@ -118,7 +118,7 @@ async def test_only_an_engine_that_hangs_is_not_alive(service: Service, engine: 
 
 
 async def test_during_the_drain_delay_health_is_not_serving_and_new_requests_are_served(start: Any) -> None:
-    service = await start(FakeEngine(script=say("x")), service_config(drain_delay=1.0))
+    service = await start(FakeEngine(script=say("x")), service_config(drain_delay=3600.0))
     watch = service.health.Watch(health_pb2.HealthCheckRequest())
     assert await watched(watch) == SERVING
     service.server.stop()
@@ -126,21 +126,25 @@ async def test_during_the_drain_delay_health_is_not_serving_and_new_requests_are
     assert await statuses(service) == dict.fromkeys(("", GENERATION, TOKENIZER, MODEL), NOT_SERVING) | ALIVE
     assert (await service.generation.Generate(generate_request())).sequences[0].text == "x"
     assert (await service.tokenizer.Tokenize(tokenizer_service_pb2.TokenizeRequest(text="a"))).tokens
-    async with asyncio.timeout(20):
-        await service.serving
-    assert (await failure(watch)).code is grpc.StatusCode.UNAVAILABLE
-    assert await service.generation.Generate(generate_request()).code() is grpc.StatusCode.UNAVAILABLE
+    # A second signal ends it.
+    service.server.stop()
+    await check_end(service, watch)
 
 
-async def test_a_second_signal_ends_the_drain_delay(start: Any) -> None:
-    service = await start(FakeEngine(), service_config(drain_delay=3600.0))
+async def test_the_drain_delay_ends_by_itself(start: Any) -> None:
+    service = await start(FakeEngine(script=say("x")), service_config(drain_delay=0.1))
     watch = service.health.Watch(health_pb2.HealthCheckRequest())
     assert await watched(watch) == SERVING
     service.server.stop()
     assert await watched(watch) == NOT_SERVING
-    service.server.stop()
+    await check_end(service, watch)
+
+
+async def check_end(service: Service, watch: Any) -> None:
     async with asyncio.timeout(20):
         await service.serving
+    assert (await failure(watch)).code is grpc.StatusCode.UNAVAILABLE
+    assert await service.generation.Generate(generate_request()).code() is grpc.StatusCode.UNAVAILABLE
 
 
 async def test_the_health_port_answers_health_checks_alone(start: Any, tmp_path: Path) -> None:
@@ -165,8 +169,10 @@ async def test_the_health_port_answers_health_checks_alone(start: Any, tmp_path:
 
 
 async def test_a_health_port_in_use_is_an_error_of_the_settings(service: Service) -> None:
-    with pytest.raises(ConfigurationError, match="the port is in use"):
-        async with running(FakeEngine(), service_config(health_port=service.server.port)):
+    port = service.server.port
+    message = rf"^health_port: cannot listen on 127\.0\.0\.1:{port}: the port is in use$"
+    with pytest.raises(ConfigurationError, match=message):
+        async with running(FakeEngine(), service_config(health_port=port)):
             pass
 
 

@@ -152,7 +152,8 @@ def test_a_port_in_use_is_one_line_and_exit_code_2(launch: Callable[..., Process
     address = process.address()
     second = launch(port=int(address.rpartition(":")[2]))
     assert second.end() == 2
-    assert [json.loads(line)["event"] for line in second.lines] == [f"cannot listen on {address}: the port is in use"]
+    message = f"port: cannot listen on {address}: the port is in use"
+    assert [json.loads(line)["event"] for line in second.lines] == [message]
 
 
 def test_a_port_that_another_program_holds(launch: Callable[..., Process]) -> None:
@@ -162,13 +163,15 @@ def test_a_port_that_another_program_holds(launch: Callable[..., Process]) -> No
         process = launch(port=other.getsockname()[1], log_format="text")
         assert process.end() == 2
         (line,) = process.lines
-        assert line.rstrip().endswith("the port is in use")
+        address = "{}:{}".format(*other.getsockname())
+        assert line.rstrip().endswith(f"port: cannot listen on {address}: the port is in use")
 
 
 def test_an_address_that_is_not_here(launch: Callable[..., Process]) -> None:
     process = launch(host="192.0.2.1")
     assert process.end() == 2
-    assert len(process.lines) == 1
+    (line,) = process.lines
+    assert json.loads(line)["event"].startswith("host: cannot listen on 192.0.2.1:")
 
 
 def test_one_log_line_per_request_without_any_text(launch: Callable[..., Process]) -> None:
