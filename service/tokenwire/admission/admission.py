@@ -29,7 +29,11 @@ _GONE = (EngineState.LOADING, EngineState.DRAINING, EngineState.STOPPED)
 
 _DEADLINE_MARGIN_S = 0.5
 """So long before its deadline a deadline-aware request that still waits gets an empty answer: time for its way to the
-caller, and for items of a batch that come behind it. Not from the engine, which may be in a pass that takes longer."""
+caller. Not from the engine, which may be in a pass that takes longer."""
+
+_ITEM_MARGIN_S = 0.005
+"""So much longer for each item of a batch: those behind the first ones are only tokenized then. Measured on two cores
+with nothing else to do: 0.3 to 0.45 s for 256 short prompts."""
 
 
 @dataclass(slots=True, eq=False)
@@ -42,6 +46,7 @@ class _Request:
     settings: GenerationSettings
     negative_ids: Sequence[int] | None
     deadline: float | None
+    num_items: int
     num_rows: int = field(init=False)
     num_prompt: int = field(init=False)
     """Tokens of its prompts."""
@@ -126,9 +131,11 @@ class Admission:
         *,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
+        num_items: int = 1,
     ) -> TokenStream:
         """Hand a validated request to the engine, or let it wait for room there. Never waits itself.
 
+        ``num_items``: how many requests the caller's call has, all of which are to be answered before ``deadline``.
         Raises QueueFullError, CallerLimitError or EngineUnavailableError; the stream may raise QueueTimeoutError.
         """
         if self._engine.state is not EngineState.READY:
@@ -136,7 +143,7 @@ class Admission:
         now = self._clock()
         use = self._callers.of(caller, now)
         place = Place(priority, caller.name)
-        request = _Request(use, place, prompt_ids, settings, negative_prompt_ids, deadline)
+        request = _Request(use, place, prompt_ids, settings, negative_prompt_ids, deadline, num_items)
         use.check_tokens(request.reserved, now)
         if request.may_start and self._fits(request) and self._next() is None:
             self._take_tokens(request, now)
@@ -200,7 +207,8 @@ class Admission:
             error = QueueTimeoutError(limit_s, RETRY_AFTER_S)
             request.timers.append(loop.call_later(limit_s, lambda: self._leave(request, error)))
         if request.deadline is not None:
-            in_s = max(0.0, request.deadline - now - _DEADLINE_MARGIN_S)
+            margin_s = _DEADLINE_MARGIN_S + _ITEM_MARGIN_S * (request.num_items - 1)
+            in_s = max(0.0, request.deadline - now - margin_s)
             request.timers.append(loop.call_later(in_s, lambda: self._end_empty(request)))
         return request.waiting
 

@@ -121,7 +121,7 @@ class Batch:
         while True:
             self._freed.clear()
             try:
-                stream = prepared.submit(self._admission)
+                stream = prepared.submit(self._admission, num_items=len(self._request.prompts))
             except (QueueFullError, CallerLimitError) as error:
                 if self._accepted_count == 0:
                     raise _NothingAcceptedError(error) from None

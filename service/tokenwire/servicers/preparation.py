@@ -57,8 +57,11 @@ class Prepared(NamedTuple):
     healed_text: str
     """Text of the token that healing took off the prompt, with which the generated tokens begin; not in the answer."""
 
-    def submit(self, admission: Admission) -> TokenStream:
-        """Queue it. Raises QueueFullError, CallerLimitError or EngineUnavailableError."""
+    def submit(self, admission: Admission, *, num_items: int = 1) -> TokenStream:
+        """Queue it, one of ``num_items`` of its call.
+
+        Raises QueueFullError, CallerLimitError or EngineUnavailableError.
+        """
         call, settings = current_call(), self.resolved.settings
         stream = admission.submit(
             call.caller,
@@ -67,6 +70,7 @@ class Prepared(NamedTuple):
             settings,
             negative_prompt_ids=self.negative_prompt_ids,
             deadline=call.deadline if settings.deadline_aware else None,
+            num_items=num_items,
         )
         call.count_prompt(len(self.prompt.token_ids))
         call.settings, call.model = settings, self.served.info.model_id
