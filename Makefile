@@ -92,11 +92,11 @@ proto-breaking: $(VENV)/.dev ## Refuse changes of the proto that break clients b
 	$(BIN)/buf breaking --against '.git#ref=HEAD'
 
 chaos: $(VENV)/.dev $(VENV)/.built ## Run the long fault and load tests (minutes)
-	$(BIN)/python -m pytest tests/chaos tests/deploy -m 'not soak'
+	RECORD_RELIABILITY=1 $(BIN)/python -m pytest tests/chaos tests/deploy -m 'not soak'
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest tests/unit/test_engine_model.py tests/unit/test_admission_model.py
 
 soak: $(VENV)/.dev $(VENV)/.built ## Run a load of every kind with kills for SOAK_MINUTES (30); the report lies in bench/results
-	$(BIN)/python -m pytest tests/chaos/test_promise_soak.py -m soak -s
+	RECORD_RELIABILITY=1 $(BIN)/python -m pytest tests/chaos/test_promise_soak.py -m soak -s
 
 bench: $(VENV)/.dev $(VENV)/.built $(MODEL) ## Measure against the peers and rewrite bench/README.md's table
 	$(BIN)/python -m bench

@@ -1,11 +1,13 @@
 """The report of what `make chaos` and `make soak` measured: `bench/results/reliability.html`.
 
 Tests put their figures here (`record`, `record_soak`), and the page is written anew from all that is there: the newest
-figure under each name, the newest soak of each length.
+figure under each name, the newest soak of each length. Only those two commands write (they set ``RECORD_RELIABILITY``):
+`make test` runs other work beside, and its figures would take the place of theirs.
 """
 
 import datetime
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,32 @@ RESULTS = Path(__file__).resolve().parent / "results"
 _MIB = 2**20
 
 
-def record(promise: str, measured: dict[str, float], bound: str = "", *, results: Path = RESULTS) -> None:
-    """Put down figures, by their names with the unit, of one promise. ``bound``: what is promised of them, in words."""
+def record(promise: str, measured: dict[str, float], bound: str = "", *, results: Path | None = None) -> None:
+    """Put down figures, by their names with the unit, of one promise. ``bound``: what is promised of them, in words.
+
+    ``results``: the folder; without it bench/results, and there nothing outside of `make chaos` and `make soak`.
+    """
+    results = results or _default_results()
+    if results is None:
+        return
     known = _read(results / "figures.json", {})
     known[promise] = {"measured": measured, "bound": bound, "when": _now(), "where": cpu_features()}
     _write(results, "figures.json", known)
 
 
-def record_soak(soak: dict[str, Any], *, results: Path = RESULTS) -> Path:
+def record_soak(soak: dict[str, Any], *, results: Path | None = None) -> Path | None:
     """Put down one soak: ``minutes``, ``summary`` (rows of two cells), ``calls`` (rows of kind, end and count),
-    ``samples`` (each with ``minute`` and what was seen then) and ``kills`` (minutes). Returns the page.
+    ``samples`` (each with ``minute`` and what was seen then) and ``kills`` (minutes). Returns the page; None where
+    none is written, as by `record`.
     """
+    results = results or _default_results()
+    if results is None:
+        return None
     return _write(results, f"soak-{soak['minutes']:g}min.json", soak | {"when": _now(), "where": cpu_features()})
+
+
+def _default_results() -> Path | None:
+    return RESULTS if os.environ.get("RECORD_RELIABILITY") else None
 
 
 def _now() -> str:

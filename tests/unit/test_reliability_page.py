@@ -3,6 +3,8 @@
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from bench import reliability
 from bench.page import line_chart
 
@@ -27,13 +29,27 @@ def test_the_page_holds_the_newest_figure_of_each_promise_and_each_soak(tmp_path
     reliability.record("a <promise>", {"p99, ms": 2.25}, "5 ms", results=tmp_path)
     samples = [SAMPLE | {"minute": 0.0}, SAMPLE | {"minute": 1.0, "engine_bytes": None}, SAMPLE | {"minute": 2.0}]
     soak = {"minutes": 2, "summary": [("calls", 7)], "calls": [("bad", "refused", 3)], "kills": [1.0]}
-    page = reliability.record_soak(soak | {"samples": samples}, results=tmp_path).read_text()
+    path = reliability.record_soak(soak | {"samples": samples}, results=tmp_path)
+    assert path is not None
+    page = path.read_text()
     assert "a &lt;promise&gt;" in page
     assert "2.25" in page
     assert "1.875" not in page
     assert "Soak of 2 minutes" in page
     assert page.count("<svg") == 7
     assert "http" not in page
+
+
+def test_only_long_runs_write_into_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = tmp_path / "results"
+    monkeypatch.setattr(reliability, "RESULTS", results)
+    monkeypatch.delenv("RECORD_RELIABILITY", raising=False)
+    reliability.record("a promise", {"p99, ms": 1.0})
+    assert reliability.record_soak({}) is None
+    assert not results.exists()
+    monkeypatch.setenv("RECORD_RELIABILITY", "1")
+    reliability.record("a promise", {"p99, ms": 1.0})
+    assert (results / "reliability.html").exists()
 
 
 def test_a_chart_is_well_formed_and_its_lines_lie_within_it() -> None:
