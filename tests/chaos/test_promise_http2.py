@@ -12,6 +12,8 @@ import pytest
 from chaos_service import HERE, Calls, Front, answer_to, outcome, request
 from raw_http2 import connect, continuations, empty_data, rapid_resets, send_all
 
+from bench import reliability
+
 PATH = "/tokenwire.v1.GenerationService/GenerateStream"
 HONEST_P99_S = 1.0
 
@@ -37,7 +39,8 @@ async def honest_p99_s(address: str, count: int, abuse: "asyncio.Future[None]", 
 
 @pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.chaos)])
 async def test_http2_abuse_leaves_an_honest_client_below_1_s(front: Callable[..., Front], share: float) -> None:
-    """One burst of each; ``make test`` sends a tenth of it."""
+    """One burst of each; ``make test`` sends a tenth of it and does not look at the time."""
+    measured: dict[str, float] = {}
     started = front()
     await asyncio.to_thread(started.until_logged, "ready")
     address = started.address()
@@ -46,7 +49,7 @@ async def test_http2_abuse_leaves_an_honest_client_below_1_s(front: Callable[...
         p99_s = await honest_p99_s(address, 100, abuse)
         ended = "was let through" if await abuse else "was cut off"
         print(f"{name}: p99 {p99_s * 1000:.1f} ms, {ended}")  # noqa: T201
-        assert p99_s < HONEST_P99_S
+        measured[f"{name}: p99, ms"] = 1000 * p99_s
     with contextlib.ExitStack() as stack:
         for _ in range(int(share * 1000)):
             stack.enter_context(connect(address))
@@ -54,10 +57,13 @@ async def test_http2_abuse_leaves_an_honest_client_below_1_s(front: Callable[...
         idle.set_result(None)
         p99_s = await honest_p99_s(address, 100, idle)
         print(f"1,000 idle connections: p99 {p99_s * 1000:.1f} ms")  # noqa: T201
-        assert p99_s < HONEST_P99_S
+        measured["1,000 idle connections: p99, ms"] = 1000 * p99_s
     async with grpc.aio.insecure_channel(address) as channel:
         ended_call = await outcome(Calls(channel).generation.Generate(request("after")))
         assert list(ended_call.tokens) == answer_to("after")
+    if share == 1.0:
+        reliability.record("An honest client beside a burst of abuse", measured, "1 s")
+        assert max(measured.values()) < 1000 * HONEST_P99_S
     assert not [entry for entry in started.log() if entry["level"] == "error"]
 
 
