@@ -12,7 +12,7 @@ import yaml
 from deployment_settings import DEPLOY
 
 from tokenwire.client.channel import ChannelSettings
-from tokenwire.config import ServerConfig
+from tokenwire.config import LimitsConfig, ServerConfig
 from tokenwire.server import GENERATION
 from tokenwire.v1 import generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
@@ -99,3 +99,12 @@ def test_callers_without_a_proxy_watch_each_replica() -> None:
     config = shipped("service_config_direct.json")
     assert config["loadBalancingConfig"] == [{"round_robin": {}}]
     assert config["healthCheckConfig"] == {"serviceName": GENERATION}
+
+
+def test_no_stream_is_kept_where_calls_go_to_any_replica() -> None:
+    """Whoever keeps streams must bring ResumeStream and CancelStream to the replica that has the stream."""
+    assert CLUSTER["lb_policy"] == "LEAST_REQUEST"
+    assert LimitsConfig().resume_window == 0
+    for path in DEPLOY.rglob("*"):
+        if path.is_file():
+            assert "RESUME_WINDOW" not in path.read_text().upper().replace("-", "_"), path
