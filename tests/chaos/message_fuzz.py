@@ -28,6 +28,7 @@ MODEST: dict[str, tuple[Any, ...]] = {
     "max_length": (1, 5, 20),
     "max_time": (0.01, 1.0, 0.0),
     "model": ("", "", "", "tiny", "other"),
+    "request_id": ("mine", "mine", "yours", "x" * 128, "other", ""),
     "role": ("user", "user", "assistant", "system", "tool", "nobody"),
     "arguments_json": ("", "{}", TEXTS[13], TEXTS[15], TEXTS[16]),
     "parameters_json": ("", "{}", TEXTS[13], TEXTS[15], TEXTS[16]),

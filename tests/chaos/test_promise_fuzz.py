@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
-from chaos_service import Calls, request
+from chaos_service import Calls, read_all, request
 from google.rpc import status_pb2
 from message_fuzz import Method, damaged, methods, random_message
 
@@ -19,7 +19,18 @@ from tests import tiny_models
 from tests.serving import running_server
 from tokenwire.v1 import generation_service_pb2
 
+OF_KEPT_STREAMS = {
+    # There is one of this id.
+    grpc.StatusCode.ALREADY_EXISTS,
+    # A place that it has not come to.
+    grpc.StatusCode.OUT_OF_RANGE,
+    # Taken over by another call.
+    grpc.StatusCode.ABORTED,
+    # By another call, CancelStream.
+    grpc.StatusCode.CANCELLED,
+}
 ALLOWED = {
+    *OF_KEPT_STREAMS,
     grpc.StatusCode.OK,
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
@@ -36,6 +47,11 @@ INTERNALS = (
 
 NUM_CALLERS = 16
 CALL_TIMEOUT_S = 60.0
+RESUME_WINDOW_S = 2
+KEEP_EVERY = 20
+"""Messages of one caller between two streams that it leaves to be resumed."""
+REQUEST_IDS = ("mine", "yours", "x" * 128)
+"""Few, so that calls meet streams of others; half of the messages come with one of them."""
 MAX_GROWTH_BYTES = 20 << 20
 NORMAL = "Once upon a time"
 
@@ -46,8 +62,12 @@ class Fuzzer:
     def __init__(self, channel: grpc.aio.Channel, seed: int) -> None:
         self._channel = channel
         self._rng = random.Random(seed)
+        # Apart, so that the messages do not depend on when calls end.
+        self._ids_rng = random.Random(seed)
         self._methods = methods()
         self.codes: Counter[grpc.StatusCode] = Counter()
+        self.num_resumed = 0
+        """Messages that resumed a stream."""
 
     def valid(self) -> tuple[Method, bytes]:
         method = self._rng.choice(self._methods)
@@ -63,21 +83,33 @@ class Fuzzer:
         rest = iter(messages)
 
         async def call_one_by_one() -> None:
-            for method, data in rest:
+            for number, (method, data) in enumerate(rest):
+                if number % KEEP_EVERY == 0:
+                    await self._keep_a_stream()
                 await self._call(method, data)
 
         async with asyncio.TaskGroup() as group:
             for _ in range(NUM_CALLERS):
                 group.create_task(call_one_by_one())
 
+    async def _keep_a_stream(self) -> None:
+        """That a message may resume or cancel, under one of a few ids."""
+        message = request(NORMAL)
+        message.resumable = True
+        metadata = (("x-request-id", self._ids_rng.choice(REQUEST_IDS)),)
+        call = Calls(self._channel).generation.GenerateStream(message, metadata=metadata, timeout=CALL_TIMEOUT_S)
+        assert (await read_all(call)).code in {grpc.StatusCode.OK, *OF_KEPT_STREAMS}
+
     async def _call(self, method: Method, data: bytes) -> None:
-        call: Any = self._channel.unary_stream(method.path, None, None)(data, timeout=CALL_TIMEOUT_S)
+        metadata = [("x-request-id", self._ids_rng.choice(REQUEST_IDS))] if self._ids_rng.random() < 0.5 else []
+        call: Any = self._channel.unary_stream(method.path, None, None)(data, timeout=CALL_TIMEOUT_S, metadata=metadata)
         answers: list[bytes] = []
         with contextlib.suppress(grpc.aio.AioRpcError):
             while (answer := await call.read()) is not grpc.aio.EOF:
                 answers.append(answer)
         code = await call.code()
         self.codes[code] += 1
+        self.num_resumed += code is grpc.StatusCode.OK and method.path.endswith("/ResumeStream")
         details = await call.details() or ""
         assert code in ALLOWED, (method.path, data, code, details)
         trailing = dict(await call.trailing_metadata() or ())
@@ -115,13 +147,16 @@ def resident_bytes(pid: int) -> list[int]:
 async def test_no_message_gives_unknown_or_shows_what_is_inside(
     tmp_path: Path, num_mutated: int, num_valid: int
 ) -> None:
-    """Memory is measured behind a warm-up of a sixth of the messages, front and engine together."""
+    """Memory is measured behind a warm-up of a sixth of the messages, front and engine together.
+
+    In the short form it says nothing yet.
+    """
     thousands = (num_mutated + num_valid) // 1000
     checkpoint = tiny_models.save(tmp_path / "tiny", "llama")
     flags = ["--model-id", "tiny", "--threads", "1", "--kv-cache-memory", "32MiB", "--max-context", "128"]
-    # oneDNN compiles a kernel for every number of rows that a matrix product meets, and keeps up to 1,024 of them:
-    # with few numbers of rows the warm-up meets them all, and what grows behind it is a leak.
-    flags += ["--max-running", "16", "--max-step-tokens", "32"]
+    # oneDNN compiles a kernel for every number of rows that a matrix product meets, and keeps 256 of them: with few
+    # numbers of rows the warm-up meets them all, and what grows behind it is a leak.
+    flags += ["--max-running", "16", "--max-step-tokens", "32", "--resume-window", str(RESUME_WINDOW_S)]
     with running_server(checkpoint, flags) as server:
         options = [("grpc.max_receive_message_length", -1)]
         async with grpc.aio.insecure_channel(server.address, options=options) as channel:
@@ -145,7 +180,9 @@ async def test_no_message_gives_unknown_or_shows_what_is_inside(
         print(f"{codes}, memory of front and engine grown by {growth / 2**20:.1f} MiB")  # noqa: T201
         assert fuzzer.codes.total() == 1000 * thousands
         assert fuzzer.codes[grpc.StatusCode.OK] > fuzzer.codes.total() // 10
-        assert growth < MAX_GROWTH_BYTES
+        assert fuzzer.num_resumed
+        if num_mutated > 10_000:
+            assert growth < MAX_GROWTH_BYTES
         faults = [entry for entry in server.log if entry.get("level") == "error" or entry["event"] == "not json"]
         assert not faults
         assert server.terminate() == 0
