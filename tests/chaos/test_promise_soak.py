@@ -1,6 +1,6 @@
 """Scale: a long time under a load of every kind, with kills of the engine, leaves nothing behind.
 
-`make soak` runs 30 minutes, or as many as ``SOAK_MINUTES`` says; `make test` 20 s with one kill, in which
+`make soak` runs 30 minutes, or as many as ``SOAK_MINUTES`` says; `make test` 20 s with two kills, in which
 each kind of call comes to each of its ends, and the slope of the memory says nothing yet.
 """
 
@@ -27,6 +27,10 @@ SETTLE_S = 60.0
 """Patience for what is idle to have given everything back."""
 SEED = 11
 SLOPE_MIB_PER_MINUTE = 1.0
+THREADS_SLACK = 4
+DESCRIPTORS_SLACK = 8
+"""So many more than at the start may be left of each process: pools of threads fill up late, and a connection that was
+cut off closes when the kernel gives it up. A leak is one of every call or of every kill, thousands in all."""
 
 _MINUTES = float(os.environ.get("SOAK_MINUTES", "30"))
 
@@ -83,6 +87,8 @@ async def test_30_minutes_with_cancels_bad_requests_slow_readers_and_kills_leave
                 samples.append((await service.sample(), load.num_calls))
         end = await settled(service, start)
     report(plan, load, samples, kills, start, end)
+    if plan is SHORT:
+        assert len(kills) == 2
     assert not load.errors, load.errors[:10]
     for kind in MIX:
         assert load.count(kind)
@@ -90,7 +96,7 @@ async def test_30_minutes_with_cancels_bad_requests_slow_readers_and_kills_leave
     assert sum(number for (_, how), number in load.ends.items() if how == "killed")
     assert_shares(load)
     assert held(end) == held(start) == (0, 0, 0, 0)
-    assert given(end) == given(start)
+    assert is_given_back(start, end), (given(start), given(end))
     if plan.warm_up_s is not None:
         assert front_slope(samples, plan.warm_up_s) < SLOPE_MIB_PER_MINUTE
         assert engine_slope(samples, plan.warm_up_s) < SLOPE_MIB_PER_MINUTE
@@ -118,7 +124,7 @@ def held(sample: Sample) -> tuple[int | None, ...]:
 
 
 def given(sample: Sample) -> dict[str, int]:
-    """What else must come back to where it was."""
+    """What else must come back to where it was, but for the slack of threads and descriptors."""
     assert sample.engine is not None
     return {
         "tasks": sample.inside.num_tasks,
@@ -129,8 +135,17 @@ def given(sample: Sample) -> dict[str, int]:
     }
 
 
+def is_given_back(start: Sample, end: Sample) -> bool:
+    before, after = given(start), given(end)
+    return after["tasks"] == before["tasks"] and all(
+        count <= before[name] + (THREADS_SLACK if "threads" in name else DESCRIPTORS_SLACK)
+        for name, count in after.items()
+        if name != "tasks"
+    )
+
+
 async def settled(service: WatchedService, start: Sample | None = None) -> Sample:
-    """A look once nothing is held, and all is as at ``start`` or, if it never is, after `SETTLE_S`.
+    """A look once nothing is held, and all has come back to ``start`` or, if it never does, after `SETTLE_S`.
 
     Without ``start``: once two looks a second apart give the same.
     """
@@ -139,9 +154,10 @@ async def settled(service: WatchedService, start: Sample | None = None) -> Sampl
     while True:
         sample = await service.sample()
         is_idle = sample.engine is not None and not any(held(sample))
-        wanted = start if start is not None else before
-        is_same = is_idle and wanted is not None and given(sample) == given(wanted)
-        if is_same or time.monotonic() > give_up_at:
+        is_back = is_idle and (
+            is_given_back(start, sample) if start is not None else before is not None and given(sample) == given(before)
+        )
+        if is_back or time.monotonic() > give_up_at:
             return sample
         before = sample if is_idle else None
         await asyncio.sleep(1)
@@ -189,7 +205,7 @@ def slope(lines: Sequence[Line]) -> float:
 
 
 def report(plan: Plan, load: Load, samples: Samples, kills: Sequence[float], start: Sample, end: Sample) -> None:
-    """Put the soak down in bench/results."""
+    """Print the soak; put a long one down in bench/results."""
     seconds = sorted(load.seconds)
     warm_up_s = plan.warm_up_s or 0.0
     summary: list[tuple[str, object]] = [
@@ -209,6 +225,9 @@ def report(plan: Plan, load: Load, samples: Samples, kills: Sequence[float], sta
     names = ("open requests", "waiting requests", "rows", "KV blocks")
     summary += [(f"{name}, start and end", f"{before} and {after}")
                 for name, before, after in zip(names, held(start), held(end), strict=True)]  # fmt: skip
+    print(*(f"{name}: {value}" for name, value in summary), sep="\n")  # noqa: T201
+    if plan is SHORT:
+        return
     page = reliability.record_soak(
         {
             "minutes": plan.seconds / 60,
@@ -218,7 +237,7 @@ def report(plan: Plan, load: Load, samples: Samples, kills: Sequence[float], sta
             "samples": [_row(before, after) for before, after in itertools.pairwise(samples)],
         }
     )
-    print(*(f"{name}: {value}" for name, value in summary), f"page: {page}", sep="\n")  # noqa: T201
+    print(f"page: {page}")  # noqa: T201
 
 
 def _row(before: tuple[Sample, int], after: tuple[Sample, int]) -> dict[str, Any]:
