@@ -179,7 +179,7 @@ async def test_no_message_gives_unknown_or_shows_what_is_inside(
         codes = {code.name: count for code, count in fuzzer.codes.items()}
         print(f"{codes}, memory of front and engine grown by {growth / 2**20:.1f} MiB")  # noqa: T201
         assert fuzzer.codes.total() == 1000 * thousands
-        assert fuzzer.codes[grpc.StatusCode.OK] > fuzzer.codes.total() // 10
+        assert fuzzer.codes[grpc.StatusCode.OK] > fuzzer.codes.total() // 15
         assert fuzzer.num_resumed
         if num_mutated > 10_000:
             assert growth < MAX_GROWTH_BYTES
