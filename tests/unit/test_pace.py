@@ -19,14 +19,17 @@ MAX_STEP_TOKENS = 512
 
 
 class Device(NamedTuple):
-    """What a pass takes: this, and so much per decode row and per token of prefill, in milliseconds."""
+    """What a pass takes: this, and so much per decode row and per token of prefill beside them, in milliseconds."""
 
     base_ms: float
     row_ms: float
     token_ms: float
+    alone: float = 1.0
+    """What a token takes in a pass without decode rows, of what it takes beside them."""
 
     def seconds(self, num_decode: int, num_prefill: int) -> float:
-        return (self.base_ms + self.row_ms * num_decode + self.token_ms * num_prefill) / 1000
+        token_ms = self.token_ms if num_decode else self.alone * self.token_ms
+        return (self.base_ms + self.row_ms * num_decode + token_ms * num_prefill) / 1000
 
 
 DEVICES = {
@@ -34,6 +37,8 @@ DEVICES = {
     "a slow computer": Device(400.0, 60.0, 50.0),
     "a GPU": Device(12.0, 0.02, 0.01),
     "a GPU with a large model": Device(30.0, 0.1, 0.4),
+    "prefill is cheap alone": Device(20.0, 0.0, 0.2, alone=0.05),
+    "prefill is cheap beside decoding": Device(20.0, 0.1, 0.1, alone=20.0),
 }
 
 
@@ -102,32 +107,48 @@ def test_without_a_bound_prefill_fills_every_pass_beside_decoding() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(1, 64), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=200),
+    st.lists(
+        st.tuples(st.integers(1, 64), st.integers(1, 512), st.floats(0, 10, allow_nan=False)), min_size=1, max_size=200
+    ),
     st.floats(0.01, 0.99),
 )
 def test_whatever_the_clock_says_prefill_goes_on_and_the_budget_at_most_doubles(
-    passes: list[tuple[int, float]], share: float
+    passes: list[tuple[int, int, float]], share: float
 ) -> None:
-    """Times are no promise: of two passes in a row one has room, as much as decode rows at least."""
+    """Times are no promise: of two passes in a row one has room, as much as decode rows at least, where there is."""
     pace = PrefillPace(share)
-    pace.observe(0, 512, 1.0)
-    paused = False
-    for num_decode, seconds in passes:
-        budget = pace.budget(num_decode)
-        assert budget >= num_decode or (budget == 0 and not paused)
-        paused = budget == 0
-        pace.observe(num_decode, min(budget, 512), seconds)
+    paused, last = False, 0
+    for num_decode, room, seconds in passes:
+        budget = pace.budget(num_decode, room)
+        assert budget >= min(num_decode, room) or (budget == 0 and not paused)
+        assert budget <= min(room, max(2 * last, num_decode, 8))
+        paused, last = budget == 0, budget or last
+        pace.observe(num_decode, budget, seconds)
+
+
+@pytest.mark.parametrize("room", [16, 100, 512, 100_000])
+def test_tokens_that_get_dearer_are_noticed_however_little_room_there_is(room: int) -> None:
+    """Free at first, so that there could be any number; then room shrinks to some, and each takes a millisecond."""
+    pace, free = PrefillPace(SHARE), Device(20.0, 0.1, 0.0)
+    dear = free._replace(token_ms=1.0)
+    for _ in range(40):
+        given = pace.budget(NUM_STREAMS, 512)
+        pace.observe(NUM_STREAMS, given, free.seconds(NUM_STREAMS, given))
+    for number in range(40):
+        given = pace.budget(NUM_STREAMS, room)
+        seconds = dear.seconds(NUM_STREAMS, given)
+        assert number < 10 or seconds <= 2 * dear.seconds(NUM_STREAMS, 0)
+        pace.observe(NUM_STREAMS, given, seconds)
 
 
 def test_a_machine_that_gets_busy_does_not_shut_the_door() -> None:
     """All takes three times as long from some pass on: the budget comes back to what it was."""
     pace, device = PrefillPace(SHARE), DEVICES["two cores"]
-    pace.observe(0, 512, device.seconds(0, 512))
 
     def after(passes: int, slowness: float) -> int:
         budget = 0
         for _ in range(passes):
-            given = pace.budget(NUM_STREAMS)
+            given = pace.budget(NUM_STREAMS, 100_000)
             budget = given or budget
             pace.observe(NUM_STREAMS, given, slowness * device.seconds(NUM_STREAMS, given))
         return budget
@@ -139,9 +160,8 @@ def test_a_machine_that_gets_busy_does_not_shut_the_door() -> None:
 def test_a_pass_that_something_held_up_does_not_open_the_door() -> None:
     """Every tenth pass takes four times as long, and some that measure: the others still at most double."""
     pace, device = PrefillPace(SHARE), DEVICES["two cores"]
-    pace.observe(0, 512, device.seconds(0, 512))
     for number in range(300):
-        given = pace.budget(NUM_STREAMS)
+        given = pace.budget(NUM_STREAMS, 100_000)
         seconds = device.seconds(NUM_STREAMS, given)
         # What is measured alone when the prompt arrives is taken as it is.
         if number:

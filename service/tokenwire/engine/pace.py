@@ -6,9 +6,6 @@ lets prefill take ``share`` of a pass's time. It counts and divides, and knows t
 
 import math
 
-_LEAST_TOKENS_TO_TELL = 16
-"""Tokens of a pass without decode rows whose time says what one takes: of fewer, most is the pass's own."""
-
 _PASSES_TO_TRUST = 16
 """Passes with prefill after which decoding alone is measured again: contexts grow meanwhile, and machines get busy."""
 
@@ -23,8 +20,9 @@ class PrefillPace:
     """The budget of prefill tokens beside decode rows. For one scheduler.
 
     ``share``: of the time of a pass, above 0 and below 1; at 0.4 passes with prefill take at most 1 / (1 - 0.4) = 1.7
-    times what decoding alone takes. The budget follows measured times: it at most doubles from pass to pass. It is
-    never below the number of decode rows, which as many tokens more at most double the work of.
+    times what decoding alone takes. The budget follows measured times, of passes with decode rows only, since a token
+    may take much longer beside them than in a pass of its own. It at most doubles from pass to pass. Where there is
+    room for them, it is never below the number of decode rows, which as many tokens more at most double the work of.
     """
 
     def __init__(self, share: float) -> None:
@@ -38,9 +36,10 @@ class PrefillPace:
         """What one token of prefill adds to a pass."""
         self._is_measuring = False
         self._last_budget = 0
+        """Tokens that were last offered."""
 
-    def budget(self, num_decode: int) -> int:
-        """Tokens of prefill for the next pass, beside ``num_decode`` rows.
+    def budget(self, num_decode: int, room: int) -> int:
+        """Tokens of prefill for the next pass, beside ``num_decode`` rows: at most ``room``, which is above 0.
 
         0: this one pass shall go without, to measure what decoding alone takes. Never twice in a row.
         """
@@ -50,17 +49,16 @@ class PrefillPace:
             self._is_measuring = True
             return 0
         self._is_measuring = False
-        self._last_budget = max(num_decode, _LEAST_BUDGET)
+        budget = max(num_decode, _LEAST_BUDGET)
         if decode_s is not None and self._token_s is not None:
             tokens = decode_s * self._seconds_per_second / self._token_s
-            self._last_budget = max(self._last_budget, int(min(tokens, 1e9)))
+            budget = max(budget, int(min(tokens, 2 * self._last_budget)))
+        self._last_budget = min(budget, room)
         return self._last_budget
 
     def observe(self, num_decode: int, num_prefill: int, seconds: float) -> None:
         """A pass of ``num_decode`` rows and ``num_prefill`` tokens of prefill took so long."""
         if not num_decode:
-            if self._token_s is None and num_prefill >= _LEAST_TOKENS_TO_TELL:
-                self._token_s = max(seconds, 1e-6) / num_prefill
             return
         size = _size_class(num_decode)
         before = self._decode_s.get(size)

@@ -132,16 +132,16 @@ class Scheduler(Generic[GenerationT]):
         if not is_plain:
             rows = _with_mates(rows)
         num_decode = len(rows)
-        room = self._step_tokens - num_decode
-        may_prefill = True
-        if self._pace is not None and num_decode and (prefill or self.waiting):
-            paced = self._pace.budget(num_decode)
-            room = min(room, paced)
+        # At least a token of each row that prefills already: beams, which are never preempted, may leave less.
+        least = sum(1 + len(row.mates) for row in prefill)
+        budget = max(self._step_tokens - num_decode, least)
+        may_prefill = budget > 0
+        if self._pace is not None and num_decode and may_prefill and (prefill or self.waiting):
+            paced = self._pace.budget(num_decode, budget)
             may_prefill = paced > 0
             if not may_prefill:
                 prefill.clear()
-        # At least a token of each row that prefills already: beams, which are never preempted, may leave less.
-        budget = max(room, sum(1 + len(row.mates) for row in prefill))
+            budget = max(paced, least)
         for row in prefill:
             budget -= self._take_chunk(row, budget)
         # Rows preempted just now would take back the blocks that they gave.
