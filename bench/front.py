@@ -122,7 +122,6 @@ class NoopEngine:
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         *,
-        sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
     ) -> NoopStream:

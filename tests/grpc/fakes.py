@@ -117,13 +117,11 @@ class FakeStream:
         engine: "FakeEngine",
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
-        sequence_index: int,
         negative_prompt_ids: Sequence[int] | None,
         deadline: float | None,
     ) -> None:
         self.prompt_ids = list(prompt_ids)
         self.settings = settings
-        self.sequence_index = sequence_index
         self.negative_prompt_ids = negative_prompt_ids
         self.deadline = deadline
         self.closed = asyncio.Event()
@@ -295,7 +293,6 @@ class FakeEngine:
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         *,
-        sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
     ) -> FakeStream:
@@ -303,7 +300,7 @@ class FakeEngine:
             raise EngineUnavailableError(f"the engine is {self._state.value}")
         if len(self.open) >= self.capacity:
             raise QueueFullError(self.capacity, 0.05)
-        stream = FakeStream(self, prompt_ids, settings, sequence_index, negative_prompt_ids, deadline)
+        stream = FakeStream(self, prompt_ids, settings, negative_prompt_ids, deadline)
         self.streams.append(stream)
         self.open.add(stream)
         self.most_open = max(self.most_open, len(self.open))

@@ -79,13 +79,11 @@ class EngineHandle(Protocol):
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         *,
-        sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
     ) -> EngineStream:
         """Queue one validated request. Raises QueueFullError or EngineUnavailableError at once, never waits.
 
-        ``sequence_index``: of its first sequence, for the random draws; those of the deltas count from 0.
         ``deadline``: the caller's, in monotonic seconds, with deadline_aware.
         """
 

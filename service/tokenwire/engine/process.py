@@ -243,7 +243,6 @@ class EngineProcess:
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
         *,
-        sequence_index: int = 0,
         negative_prompt_ids: Sequence[int] | None = None,
         deadline: float | None = None,
     ) -> DeltaStream:
@@ -255,7 +254,8 @@ class EngineProcess:
             raise QueueFullError(self._max_queued, _RETRY_AFTER_S)
         request = next(self._requests)
         negative_ids = None if negative_prompt_ids is None else list(negative_prompt_ids)
-        self._child.send(Submit(request, list(prompt_ids), settings, sequence_index, negative_ids, deadline))
+        submit = Submit(request, list(prompt_ids), settings, negative_prompt_ids=negative_ids, deadline=deadline)
+        self._child.send(submit)
         stream = self._streams[request] = DeltaStream(
             request, self._abort, num_sequences=settings.num_return_sequences, num_rows=settings.num_rows
         )
