@@ -33,7 +33,7 @@ from tokenwire.engine.resident import resident_bytes
 from tokenwire.engine.row import Row
 from tokenwire.engine.sampler import EmissionLike, GenerationT, SamplerLike
 from tokenwire.engine.scheduler import Schedule, Scheduler
-from tokenwire.engine.step_times import StepTimes, step_clock
+from tokenwire.engine.step_times import StepTimes
 from tokenwire.model.batch import ForwardBatch, Runner
 from tokenwire.model.memory import is_out_of_memory
 
@@ -59,6 +59,8 @@ class Engine(Generic[GenerationT]):
     ``fatal_errors`` of a forward pass are let through: the process must end, its device is lost.
     ``prefill_share``: of the time of a step in which other rows decode, for prefill.
     After a forward pass that ran out of memory its requests are computed again in smaller passes.
+    ``clock``: what deadlines and commands go by, in monotonic seconds; ``step_clock``: by which parts of a step, and so
+    the pace of prefill, are measured.
     ``pulse`` is told at every step that the loop gets on.
     """
 
@@ -76,6 +78,7 @@ class Engine(Generic[GenerationT]):
         inbox: Inbox | None = None,
         fatal_errors: tuple[type[BaseException], ...] = (),
         clock: Callable[[], float] = time.monotonic,
+        step_clock: Callable[[], float] = time.perf_counter,
         pulse: Pulse | None = None,
     ) -> None:
         self.inbox: Inbox = SimpleQueue() if inbox is None else inbox
@@ -89,6 +92,7 @@ class Engine(Generic[GenerationT]):
         )
         self._fatal_errors = fatal_errors
         self._clock = clock
+        self._step_clock = step_clock
         self._pulse = Pulse() if pulse is None else pulse
         self._blocks = BlockManager(runner.num_blocks, runner.block_size)
         self._scheduler: Scheduler[GenerationT] = Scheduler(
@@ -132,9 +136,9 @@ class Engine(Generic[GenerationT]):
         Rows whose drafts come true get more than one.
         """
         self._apply_commands()
-        began, drafted_s = step_clock(), 0.0
+        clock = self._step_clock
+        began, drafted_s = clock(), 0.0
         ended = self._end_idle_late() if self._times.limited else []
-        pass_began = self._clock()
         schedule = self._scheduler.schedule()
         self._tell_released()
         if not schedule.rows:
@@ -147,17 +151,17 @@ class Engine(Generic[GenerationT]):
             # Rows that are chosen together take one row of logits each: beside them nothing is drafted.
             if self._drafts.is_wanted and schedule.is_plain:
                 alive = itertools.chain(self._scheduler.running, self._scheduler.waiting)
-                draft_began = step_clock()
+                draft_began = clock()
                 schedule = self._drafts.propose(schedule, alive)
-                drafted_s = step_clock() - draft_began
-            forward_began = step_clock()
+                drafted_s = clock() - draft_began
+            forward_began = clock()
             try:
                 logits = self._forward(schedule)
             except Exception as error:
                 if isinstance(error, self._fatal_errors) or not is_out_of_memory(error):
                     raise
                 return self._compute_less(schedule, ended)
-            forward_ended = step_clock()
+            forward_ended = clock()
             if self._drafts.is_wanted and any(drafts := drafts_of(schedule.rows[: schedule.num_sampled])):
                 rows = schedule.rows[: schedule.num_sampled]
                 emissions, leading = self._verify(logits, rows, drafts)
@@ -170,14 +174,15 @@ class Engine(Generic[GenerationT]):
             raise
         except Exception as error:
             return self._fail(schedule.rows, error, ended)
-        sampled = step_clock()
+        sampled = clock()
         outputs = self._commit(schedule, rows, emissions, beam_steps, ended)
-        self._scheduler.observe(self._clock() - pass_began)
         if leading:
             self._drafts.settle(leading, outputs.deltas)
         if self._scorer.is_wanted:
             self._end_failed(self._scorer.send(schedule.rows, outputs.deltas), outputs)
-        self._step_times.add(began, drafted_s, forward_began, forward_ended, sampled, step_clock())
+        done = clock()
+        self._scheduler.observe(done - began)
+        self._step_times.add(began, drafted_s, forward_began, forward_ended, sampled, done)
         return outputs
 
     def stats(self) -> Stats:

@@ -1,10 +1,5 @@
 """What the time of the engine's steps goes into."""
 
-import time
-
-step_clock = time.perf_counter
-"""Seconds, for the marks of a step."""
-
 
 class StepTimes:
     """Seconds of all steps so far, by what they went into. The engine's loop writes, the heartbeat reads.
