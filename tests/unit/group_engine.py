@@ -40,7 +40,10 @@ class GroupEngine:
     runner: FakeRunner = field(default_factory=FakeRunner)
     max_running: int = 8
     max_step_tokens: int = 32
+    prefill_share: float = 1.0
     now: float = 0.0
+    step_now: float = 0.0
+    """By which a step is measured; it stands still unless a test moves it."""
     draft_model: DraftModelLike | None = None
     tokens: dict[Key, list[int]] = field(default_factory=dict)
     texts: dict[Key, str] = field(default_factory=dict)
@@ -57,7 +60,9 @@ class GroupEngine:
             max_step_tokens=self.max_step_tokens,
             make_beam_search=FakeBeamSearch,
             draft_model=self.draft_model or AlmostRightDrafts(),
+            prefill_share=self.prefill_share,
             clock=lambda: self.now,
+            step_clock=lambda: self.step_now,
         )
 
     def send(self, command: Command) -> None:

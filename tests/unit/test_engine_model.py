@@ -50,6 +50,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_step_tokens=st.integers(1, 40),
         chunked=st.booleans(),
         shares_blocks=st.booleans(),
+        prefill_share=st.sampled_from([0.1, 0.4, 0.9, 1.0]),
     )
     def begin(
         self,
@@ -59,6 +60,7 @@ class EngineMachine(RuleBasedStateMachine):
         max_step_tokens: int,
         chunked: bool,
         shares_blocks: bool,
+        prefill_share: float,
     ) -> None:
         self.runner = FakeRunner(
             num_blocks=num_blocks,
@@ -74,7 +76,10 @@ class EngineMachine(RuleBasedStateMachine):
             max_running=max_running,
             max_step_tokens=max_step_tokens,
             draft_model=self.drafts,
+            prefill_share=prefill_share,
         )
+        self.pass_s = 0.0
+        """What a forward pass takes."""
         self.engine = self.served.engine
         self.asked: dict[int, tuple[list[int], int, dict[str, Any]]] = {}
         self.limited: set[int] = set()
@@ -133,8 +138,9 @@ class EngineMachine(RuleBasedStateMachine):
     def let_time_pass(self, seconds: float) -> None:
         self.served.now += seconds
 
-    @rule(count=st.integers(1, 4))
-    def step(self, count: int) -> None:
+    @rule(count=st.integers(1, 4), pass_s=st.floats(0.0, 10.0))
+    def step(self, count: int, pass_s: float) -> None:
+        self.pass_s = pass_s
         for _ in range(count):
             self._step()
 
@@ -180,6 +186,7 @@ class EngineMachine(RuleBasedStateMachine):
     # ---- what must hold ------------------------------------------------------------------------------------
 
     def on_forward(self, batch: ForwardBatch) -> None:
+        self.served.step_now += self.pass_s
         request_of = {row.id: row.request for row in self._rows()}
         self.passed = [request_of[sequence] for sequence in batch.sequence_ids]
         # What runs must not begin later than what came behind it.
