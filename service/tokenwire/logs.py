@@ -3,11 +3,31 @@
 import logging
 import sys
 import time
-from typing import TextIO
+from typing import Any, TextIO
 
 import msgspec
 
 from tokenwire.config import LogConfig
+
+_JSON = msgspec.json.Encoder(enc_hook=str)
+
+
+def one_line(text: str) -> str:
+    """``text`` without what could begin a line of its own or steer a terminal: that is written as Python escapes it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def _encodable(value: Any) -> Any:
+    """``value`` with lone surrogates, which UTF-8 does not have, written as escapes."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_encodable(each) for each in value]
+    return value if isinstance(value, bool | int | float | None) else _encodable(str(value))
 
 
 class _Formatter(logging.Formatter):
@@ -26,13 +46,15 @@ class TextFormatter(_Formatter):
     """
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line; a traceback follows on lines of its own."""
+        """One line; a traceback follows on indented lines of its own, so that none of it can pass for an event."""
         fields: dict[str, object] = getattr(record, "fields", {})
         text: str = getattr(record, "text", record.getMessage())
-        words = [self._time(record), record.levelname, text.replace("\n", " ")]
-        words += [f"{name}={value}" for name, value in fields.items()]
-        line = " ".join(words)
-        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
+        words = [self._time(record), record.levelname, one_line(text.replace("\n", " "))]
+        words += [f"{name}={one_line(str(value))}" for name, value in fields.items()]
+        lines = [" ".join(words)]
+        if record.exc_info:
+            lines += [f"  {one_line(line)}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(lines)
 
 
 class JsonFormatter(_Formatter):
@@ -49,7 +71,10 @@ class JsonFormatter(_Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return msgspec.json.encode(event).decode()
+        try:
+            return _JSON.encode(event).decode()
+        except UnicodeEncodeError:
+            return _JSON.encode(_encodable(event)).decode()
 
 
 def configure(config: LogConfig, stream: TextIO | None = None) -> None:
