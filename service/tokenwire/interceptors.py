@@ -13,7 +13,7 @@ import grpc.aio
 
 from tokenwire.call import Call, Observer, Tracer, enter_call, log
 from tokenwire.errors import InvalidRequestError, Violation
-from tokenwire.security.authentication import AUTHORIZATION_KEY, Authenticator
+from tokenwire.security.authentication import AUTHORIZATION_KEY, Authenticator, check_role
 from tokenwire.statuses import Refusal, refusal_of
 
 REQUEST_ID_KEY = "x-request-id"
@@ -140,7 +140,10 @@ class _Serving:
         context = self._context
         given = [value for key, value in context.invocation_metadata() or () if key == AUTHORIZATION_KEY]
         texts = [value if isinstance(value, str) else value.decode("latin-1") for value in given]
-        self._call.caller = self._authenticator.admit(self._call.method, texts, _certificate_names(context))
+        call = self._call
+        # Known before it is refused: the log line of a call that may not be says whose it was.
+        call.caller = self._authenticator.identify(call.method, texts, _certificate_names(context))
+        check_role(call.method, call.caller)
 
     async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if error is None:

@@ -23,7 +23,7 @@ from tests.tokens import AUDIENCE, ISSUER, Issuer
 from tokenwire.config import SecurityConfig
 from tokenwire.errors import PermissionDeniedError
 from tokenwire.interceptors import CallInterceptor
-from tokenwire.security.authentication import Authenticator, required_role
+from tokenwire.security.authentication import Authenticator, check_role, required_role
 from tokenwire.security.keys import hash_of, new_key
 from tokenwire.v1 import generation_service_pb2, model_service_pb2, tokenizer_service_pb2
 
@@ -139,11 +139,13 @@ async def test_a_server_without_callers_is_open_but_not_for_administrators(servi
     service.engine.script = say("x")
     for metadata in ((), bearer("whatever a proxy adds")):
         assert (await service.generation.Generate(generate_request(), metadata=metadata)).sequences[0].text == "x"
+    method = "/tokenwire.v1.AdminService/Drain"
+    anyone = Authenticator().identify(method, (), ())
     with pytest.raises(PermissionDeniedError):
-        Authenticator().admit("/tokenwire.v1.AdminService/Drain", (), ())
+        check_role(method, anyone)
 
 
-async def test_roles_are_apart(start: Start, tmp_path: Path) -> None:
+async def test_roles_are_apart(start: Start, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     keys = {name: new_key() for name in ("user", "admin", "both")}
     callers = write_callers(
         tmp_path / "callers.toml",
@@ -153,6 +155,7 @@ async def test_roles_are_apart(start: Start, tmp_path: Path) -> None:
     )
     config = service_config(security=SecurityConfig(callers=callers))
     service = await start(FakeEngine(script=say("x")), config)
+    caplog.set_level(logging.INFO)
     for name, allowed in (("user", True), ("admin", False), ("both", True)):
         call = service.generation.Generate(generate_request(), metadata=bearer(keys[name]))
         if allowed:
@@ -161,6 +164,12 @@ async def test_roles_are_apart(start: Start, tmp_path: Path) -> None:
             failed = await failure(call)
             assert failed.code is grpc.StatusCode.PERMISSION_DENIED
             check_common(failed, "ROLE_MISSING")
+    lines = [record.__dict__["fields"] for record in caplog.records if record.getMessage() == "request"]
+    assert [(line["caller"], line.get("reason")) for line in lines] == [
+        ("user", None),
+        ("admin", "ROLE_MISSING"),
+        ("both", None),
+    ]
 
 
 async def test_a_method_for_administrators(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_the_command_makes_a_key_that_its_entry_lets_in(tmp_path: Path, capsys: 
     path = tmp_path / "callers.toml"
     path.write_text(shown.err)
     authenticator = make_authenticator(SecurityConfig(callers=path))
-    caller = authenticator.admit("/tokenwire.v1.ModelService/GetModel", [f"Bearer {key}"], ())
+    caller = authenticator.identify("/tokenwire.v1.ModelService/GetModel", [f"Bearer {key}"], ())
     assert caller.name == "alice"
     assert key not in shown.err
 

@@ -80,6 +80,19 @@ def test_claims_that_are_refused(changes: dict[str, Any]) -> None:
     assert reason(ONE.token(**changes)) == "CREDENTIAL_INVALID"
 
 
+@pytest.mark.parametrize("subject", ["x" * 256, "größer 世界", "spiffe://a/b", "a@b.example", "|", "\u200dx"])
+def test_subjects_that_are_taken(subject: str) -> None:
+    assert VERIFIER.verify(ONE.token(sub=subject)).subject == subject
+
+
+@pytest.mark.parametrize("subject", ["x" * 257, "a\nb", "\r", "\x1b[2K", "\x00", "\x7f", "\x85", "\u2028", "a\ud800"])
+def test_subjects_that_no_log_should_hold_are_refused(subject: str) -> None:
+    with pytest.raises(UnauthenticatedError) as refused:
+        VERIFIER.verify(ONE.token(sub=subject))
+    assert refused.value.reason == "CREDENTIAL_INVALID"
+    assert str(refused.value) == "the token's sub must be at most 256 characters, none of them for control"
+
+
 def test_the_audience_may_be_one_of_several() -> None:
     assert VERIFIER.verify(ONE.token(aud=["else", AUDIENCE])).subject == "alice"
 

@@ -36,6 +36,13 @@ def required_role(method: str) -> Role | None:
     return "inference" if service in _INFERENCE_SERVICES else "admin"
 
 
+def check_role(method: str, caller: Caller) -> None:
+    """Raise PermissionDeniedError unless ``caller`` has the role that ``method`` asks for."""
+    role = required_role(method)
+    if role is not None and role not in caller.roles:
+        raise PermissionDeniedError("ROLE_MISSING", f"this method needs the role {role}")
+
+
 class Verifier(Protocol):
     """What is needed of `tokens.TokenVerifier`, which needs libraries that not every server has."""
 
@@ -56,22 +63,13 @@ class Authenticator:
         """What is read anew when its file changes."""
         return [each for each in (self._callers, self._verifier) if each is not None]
 
-    def admit(self, method: str, authorization: Sequence[str], certificate_names: Iterable[str]) -> Caller:
-        """Who calls ``method``. Raises UnauthenticatedError, PermissionDeniedError.
+    def identify(self, method: str, authorization: Sequence[str], certificate_names: Iterable[str]) -> Caller:
+        """Who calls ``method``, whether or not it may. Raises UnauthenticatedError.
 
         ``authorization``: every value of that metadata key. ``certificate_names``: those of the client's certificate,
         verified by TLS.
         """
-        role = required_role(method)
-        if role is None:
-            return ANONYMOUS
-        caller = self._identify(authorization, certificate_names)
-        if role not in caller.roles:
-            raise PermissionDeniedError("ROLE_MISSING", f"this method needs the role {role}")
-        return caller
-
-    def _identify(self, authorization: Sequence[str], certificate_names: Iterable[str]) -> Caller:
-        if self._callers is None and self._verifier is None:
+        if required_role(method) is None or (self._callers is None and self._verifier is None):
             return ANONYMOUS
         callers = self._no_callers if self._callers is None else self._callers.value
         if authorization:

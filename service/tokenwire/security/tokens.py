@@ -1,5 +1,6 @@
 """Bearer tokens (JWT), verified with public keys from a file. Nothing is fetched."""
 
+import unicodedata
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -12,6 +13,9 @@ from tokenwire.security.watched import Watched, read_setting
 
 _ALGORITHMS = frozenset({"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"})
 """Signatures by a private key. Not HS256 and the like, whose key would have to lie here and could sign as well."""
+
+MAX_SUBJECT_CHARACTERS = 256
+"""As for names in the callers file."""
 
 LEEWAY_S = 30.0
 """By how much the clocks of issuer and server may differ."""
@@ -48,12 +52,16 @@ class TokenVerifier:
         """The claims of a good token. Raises UnauthenticatedError."""
         try:
             claims = self._decode(token)
-            return Claims(claims["sub"], self._roles(claims))
+            subject, roles = claims["sub"], self._roles(claims)
         except jwt.ExpiredSignatureError:
             raise UnauthenticatedError("TOKEN_EXPIRED", "the token has expired") from None
         except Exception:
             # PyJWT's own errors, and whatever a header made by a stranger can cause in a parser of JSON.
             raise UnauthenticatedError("CREDENTIAL_INVALID", "the token is not valid here") from None
+        if not _is_sane(subject):
+            message = f"the token's sub must be at most {MAX_SUBJECT_CHARACTERS} characters, none of them for control"
+            raise UnauthenticatedError("CREDENTIAL_INVALID", message)
+        return Claims(subject, roles)
 
     def _decode(self, token: str) -> dict[str, Any]:
         key_id = jwt.get_unverified_header(token).get("kid")
@@ -81,6 +89,13 @@ class TokenVerifier:
         # As OAuth writes scopes: words in one string.
         words = set(listed.split() if isinstance(listed, str) else map(str, listed))
         return frozenset(role for role in get_args(Role) if role in words)
+
+
+def _is_sane(subject: str) -> bool:
+    """Whether logs, traces and limits can name a caller by ``subject``: it is short, and one line of Unicode."""
+    # Control characters, lone surrogates, separators of lines and paragraphs.
+    unfit = {"Cc", "Cs", "Zl", "Zp"}
+    return len(subject) <= MAX_SUBJECT_CHARACTERS and not any(unicodedata.category(each) in unfit for each in subject)
 
 
 def watched_verifier(config: SecurityConfig) -> Watched[TokenVerifier] | None:
