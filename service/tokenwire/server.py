@@ -260,20 +260,19 @@ class Server:
     async def _refresh(self, watched: list[Refreshable]) -> None:
         """Look after what comes from files, from time to time and when asked to."""
         while True:
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await self._refresh_requested.wait()
-            except TimeoutError:
-                pass
+            is_asked = self._refresh_requested.is_set()
             self._refresh_requested.clear()
             for each in watched:
                 try:
-                    await asyncio.to_thread(each.refresh)
+                    await asyncio.to_thread(each.refresh, always=is_asked)
                 except Exception:
                     logger.exception("a file could not be looked at")
 
     def refresh(self) -> None:
-        """Read certificates, callers and keys again if they have changed. What SIGHUP calls."""
+        """Read certificates, callers and keys again, changed or not. What SIGHUP calls."""
         self._refresh_requested.set()
 
     def _install_signals(self) -> None:

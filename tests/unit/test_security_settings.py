@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -225,3 +226,69 @@ def test_a_watched_value_follows_its_file_and_complains_once(tmp_path: Path, cap
     watched.refresh()
     assert watched.value == 3
     assert caplog.messages[1:] == ["things read anew"]
+
+
+class Loading:
+    """A `Watched` whose ``load`` fails with ``error`` while that is set."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_text("old")
+        self.count = 0
+        self.error: Exception | None = None
+        self.watched = Watched("things", [path], self._load)
+
+    def _load(self) -> int:
+        self.count += 1
+        if self.error is not None:
+            raise self.error
+        return self.count
+
+
+def test_a_change_without_a_new_time_or_size_is_seen(tmp_path: Path) -> None:
+    """As of rights or owner, and of a copy that keeps the time."""
+    path = tmp_path / "file"
+    loading = Loading(path)
+    before = path.stat()
+    path.write_text("new")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (before.st_mtime_ns, before.st_size, before.st_ino)
+    loading.watched.refresh()
+    assert loading.watched.value == 2
+
+
+@pytest.mark.parametrize("kind", [ConfigurationError, RecursionError])
+def test_a_failure_is_tried_again_at_each_look_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: type[Exception]
+) -> None:
+    caplog.set_level(logging.INFO)
+    path = tmp_path / "file"
+    loading = Loading(path)
+    watched = loading.watched
+    path.write_text("changed")
+    for error in ("cannot be read", "is empty"):
+        loading.error = kind(error)
+        for _ in range(3):
+            watched.refresh()
+    assert (watched.value, loading.count) == (1, 7)
+    assert caplog.messages == [f"the old things stay in use: {error}" for error in ("cannot be read", "is empty")]
+    assert (watched.num_reloads, watched.num_failures) == (0, 2)
+    # Whoever asks is told.
+    watched.refresh(always=True)
+    assert caplog.messages[2:] == ["the old things stay in use: is empty"]
+    # Mended in a way that does not show on the file.
+    loading.error = None
+    for _ in range(3):
+        watched.refresh()
+    assert (watched.value, loading.count) == (9, 9)
+    assert caplog.messages[3:] == ["things read anew"]
+    assert (watched.num_reloads, watched.num_failures) == (1, 3)
+
+
+def test_whoever_asks_has_it_read_though_nothing_shows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    watched = Loading(tmp_path / "file").watched
+    watched.refresh()
+    watched.refresh(always=True)
+    assert watched.value == 2
+    assert caplog.messages == ["things read anew"]
