@@ -144,7 +144,6 @@ def test_tokens_without_text_come_again_only_where_their_number_is_not_given() -
 @pytest.mark.parametrize(
     ("index", "position", "field", "limit"),
     [
-        (3, Position(0, 0, False), "positions[0].sequence_index", 2),
         (0, Position(3, None, False), "positions[0].text_bytes", 2),
         (0, Position(0, 4, False), "positions[0].token_count", 3),
     ],
@@ -154,6 +153,23 @@ def test_positions_beyond_what_was_generated(index: int, position: Position, fie
     with pytest.raises(PositionError) as caught:
         log.rest([(index, position)])
     assert (caught.value.field, caught.value.limit) == (field, limit)
+
+
+def test_sequences_that_cannot_be_are_named_before_anything_else() -> None:
+    log = log_of([(0, "ab", 2)], [("", 1), ("", 0), ("", 0)])
+    with pytest.raises(InvalidRequestError) as caught:
+        log.rest(
+            [
+                (0, Position(3, None, False)),
+                (3, Position(0, 0, False)),
+                (2, Position(0, 0, True)),
+                (7, Position(0, 0, True)),
+            ]
+        )
+    assert [str(violation) for violation in caught.value.violations] == [
+        "positions[1].sequence_index: must be below 3, the number of the request's sequences, got 3",
+        "positions[3].sequence_index: must be below 3, the number of the request's sequences, got 7",
+    ]
 
 
 def test_what_a_reader_has_missed_comes_in_messages_of_bounded_size() -> None:

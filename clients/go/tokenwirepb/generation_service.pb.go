@@ -1033,7 +1033,7 @@ func (*ChatStreamResponse_Finish) isChatStreamResponse_Event() {}
 // How much of one sequence has arrived.
 type StreamPosition struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which sequence of the request, from 0.
+	// Which sequence of the request, from 0. One that it does not have, or negative: INVALID_ARGUMENT.
 	SequenceIndex int32 `protobuf:"varint,1,opt,name=sequence_index,json=sequenceIndex,proto3" json:"sequence_index,omitempty"`
 	// UTF-8 bytes of its text that have arrived: the end of the last delta's text_range. Within a character, or negative:
 	// INVALID_ARGUMENT; beyond what was generated: OUT_OF_RANGE.

@@ -85,8 +85,9 @@ class EventLog:
     def rest(self, positions: Sequence[tuple[int, Position]]) -> list[Entry]:
         """What lies behind ``positions`` (sequence and position; a sequence without one is sent whole).
 
-        Raises PositionError beyond what was generated, InvalidRequestError within a character.
+        Raises PositionError beyond what was generated, InvalidRequestError within a character or for no sequence of it.
         """
+        self._check_indices([index for index, _ in positions])
         for place, (index, position) in enumerate(positions):
             self._check(f"positions[{place}]", index, position)
         known = {index: (place, position) for place, (index, position) in enumerate(positions)}
@@ -118,9 +119,19 @@ class EventLog:
     def _entry(self, number: int) -> Entry:
         return Entry(self._index[number], self._token_end[number] == _IS_FINISH, self._data[number])
 
+    def _check_indices(self, indices: Sequence[int]) -> None:
+        # Not OUT_OF_RANGE: the number of sequences is the request's, and no later call would be right.
+        count = len(self._totals)
+        rule = f"must be below {count}, the number of the request's sequences"
+        violations = [
+            Violation(f"positions[{place}].sequence_index", rule, str(index))
+            for place, index in enumerate(indices)
+            if index >= count
+        ]
+        if violations:
+            raise InvalidRequestError(violations)
+
     def _check(self, path: str, index: int, position: Position) -> None:
-        if index >= len(self._totals):
-            raise PositionError(f"{path}.sequence_index", len(self._totals) - 1, index)
         num_bytes, num_tokens = self._totals[index]
         if position.text_bytes > num_bytes:
             raise PositionError(f"{path}.text_bytes", num_bytes, position.text_bytes)
