@@ -5,6 +5,7 @@
 builds a config directly answers for its own values.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -29,7 +30,17 @@ _LOG = Group("Logging", sort_key=8)
 MAX_DRAFT_TOKENS = 64
 """Most tokens that are proposed for one step, whoever proposes them and whoever asks."""
 
-_POSITIVE = Number(gte=1, lte=2**31 - 1)
+
+class _Number(Number):
+    """A range of numbers, in which nan is told that it is none, and not on which side of the range it lies."""
+
+    def __call__(self, type_: Any, value: Any) -> None:
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("Must be a number, which nan is not.")
+        super().__call__(type_, value)
+
+
+_POSITIVE = _Number(gte=1, lte=2**31 - 1)
 MAX_LOGPROBS = 100
 """Most likely tokens of one place, whatever an operator allows: those of a prompt of 128k tokens, of some 15 bytes
 each, still fit into one frame between the engine and the front."""
@@ -38,9 +49,9 @@ MAX_RETURN_SEQUENCES = 63
 """Sequences of one request, whatever an operator allows: for a reader that lags one unread message is held for each,
 and one is in a write, which makes the 64 that are promised."""
 
-_COUNT = Number(gte=0, lte=2**31 - 1)
-_FRACTION = Number(gt=0, lte=1)
-_SECONDS = Number(gte=0, lte=86_400)
+_COUNT = _Number(gte=0, lte=2**31 - 1)
+_FRACTION = _Number(gt=0, lte=1)
+_SECONDS = _Number(gte=0, lte=86_400)
 
 _RESTART_BACKOFF = 4.0
 _LONGEST_RESTART_DELAY_S = 60.0
@@ -137,7 +148,7 @@ class EngineConfig:
     """Most tokens of prompt and answer together. Default: what the model was trained for."""
     threads: Annotated[int | None, Parameter(group=_ENGINE, validator=_POSITIVE)] = None
     """CPU threads of the forward pass. Default: the cores this process may use."""
-    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=Number(gte=0, lte=MAX_DRAFT_TOKENS))] = 5
+    num_assistant_tokens: Annotated[int, Parameter(group=_ENGINE, validator=_Number(gte=0, lte=MAX_DRAFT_TOKENS))] = 5
     """Tokens that the draft model proposes per step, where a request does not say; 0: only requests that say so."""
     forward_path: Annotated[Literal["auto", "padded"], Parameter(group=_ENGINE)] = "auto"
     """auto: paged where the model allows it. padded: never paged, for comparison."""
@@ -155,11 +166,11 @@ class EngineConfig:
 class SupervisionConfig:
     """How the front watches over the engine process."""
 
-    hang_timeout: Annotated[float, Parameter(group=_SUPERVISION, validator=Number(gte=1, lte=86_400))] = 8.0
+    hang_timeout: Annotated[float, Parameter(group=_SUPERVISION, validator=_Number(gte=1, lte=86_400))] = 8.0
     """Seconds in which the engine comes to no next step or layer of the model before health turns NOT_SERVING."""
-    max_restarts: Annotated[int, Parameter(group=_SUPERVISION, validator=Number(gte=0, lte=1000))] = 3
+    max_restarts: Annotated[int, Parameter(group=_SUPERVISION, validator=_Number(gte=0, lte=1000))] = 3
     """Restarts of an engine that died, before the service ends with exit code 1."""
-    restart_delay: Annotated[float, Parameter(group=_SUPERVISION, validator=Number(gte=0, lte=60))] = 0.5
+    restart_delay: Annotated[float, Parameter(group=_SUPERVISION, validator=_Number(gte=0, lte=60))] = 0.5
     """Seconds before the first restart; four times as long before each further one, but never above 60."""
     restart_reset: Annotated[float, Parameter(group=_SUPERVISION, validator=_SECONDS)] = 60.0
     """Seconds that an engine must have served for all restarts to be before it again."""
@@ -178,7 +189,7 @@ class ServerConfig:
 
     host: Annotated[str, Parameter(group=_SERVER, validator=_is_not_empty)] = "127.0.0.1"
     """Address to listen on."""
-    port: Annotated[int, Parameter(group=_SERVER, validator=Number(gte=0, lte=65535))] = 50051
+    port: Annotated[int, Parameter(group=_SERVER, validator=_Number(gte=0, lte=65535))] = 50051
     """Port to listen on; 0 lets the system choose."""
     reflection: Annotated[bool, Parameter(group=_SERVER)] = True
     """Answer gRPC server reflection, for grpcurl and the like."""
@@ -188,10 +199,10 @@ class ServerConfig:
     """Seconds after SIGTERM, before drain_grace, in which health is NOT_SERVING and new requests are still taken: for a
     load balancer to notice, so that none is refused."""
     health_port: Annotated[
-        int | None, Parameter(group=_SERVER, validator=Number(gte=0, lte=65535), show_default=False)
+        int | None, Parameter(group=_SERVER, validator=_Number(gte=0, lte=65535), show_default=False)
     ] = None
     """Further port with nothing but health checks, without TLS, which probes of Kubernetes cannot do. Default: none."""
-    slow_reader_timeout: Annotated[float, Parameter(group=_SERVER, validator=Number(gt=0, lte=86_400))] = 30.0
+    slow_reader_timeout: Annotated[float, Parameter(group=_SERVER, validator=_Number(gt=0, lte=86_400))] = 30.0
     """Seconds after which a stream whose client stopped reading is cut off."""
     max_connection_age: Annotated[float, Parameter(group=_SERVER, validator=_SECONDS)] = 1800.0
     """Seconds, give or take a tenth, after which a client is asked to connect anew, so that load spreads over new
@@ -200,7 +211,7 @@ class ServerConfig:
     """Open connections; further ones are closed at once."""
     max_streams_per_connection: Annotated[int, Parameter(group=_SERVER, validator=_POSITIVE)] = 1024
     """Calls at the same time on one connection; a client lets further ones wait."""
-    max_metadata_bytes: Annotated[int, Parameter(group=_SERVER, validator=Number(gte=1024, lte=65_536))] = 16_384
+    max_metadata_bytes: Annotated[int, Parameter(group=_SERVER, validator=_Number(gte=1024, lte=65_536))] = 16_384
     """Bytes of one call's metadata."""
 
 
@@ -213,7 +224,7 @@ class LimitsConfig:
     """Requests that may wait."""
     max_queued_tokens: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 1_048_576
     """Prompt tokens that may wait; a request is taken as long as fewer do."""
-    queue_timeout: Annotated[float | None, Parameter(group=_LIMITS, validator=Number(gt=0, lte=86_400))] = None
+    queue_timeout: Annotated[float | None, Parameter(group=_LIMITS, validator=_Number(gt=0, lte=86_400))] = None
     """Seconds after which a request that still waits is refused. Default: its own deadline alone."""
     max_batch_size: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 256
     """Prompts in one GenerateBatch."""
@@ -227,10 +238,10 @@ class LimitsConfig:
     """Sequences in bad_words_ids or sequence_bias."""
     max_logit_bias: Annotated[int, Parameter(group=_LIMITS, validator=_COUNT)] = 4096
     """Entries of logit_bias."""
-    max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=Number(gte=0, lte=MAX_LOGPROBS))] = 20
+    max_logprobs: Annotated[int, Parameter(group=_LIMITS, validator=_Number(gte=0, lte=MAX_LOGPROBS))] = 20
     """Most likely tokens whose log probabilities may be asked for, of the answer or of the prompt."""
     max_return_sequences: Annotated[
-        int, Parameter(group=_LIMITS, validator=Number(gte=1, lte=MAX_RETURN_SEQUENCES))
+        int, Parameter(group=_LIMITS, validator=_Number(gte=1, lte=MAX_RETURN_SEQUENCES))
     ] = 16
     """Largest num_return_sequences. Of each sequence one unread message is held for a reader that lags."""
     max_beams: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 16
@@ -245,7 +256,7 @@ class LimitsConfig:
     """Variables that one conversation gives its chat template."""
     max_message_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 4 * 1024 * 1024
     """Bytes of one request message."""
-    resume_window: Annotated[float, Parameter(group=_LIMITS, validator=Number(gte=0, lte=86_400))] = 0.0
+    resume_window: Annotated[float, Parameter(group=_LIMITS, validator=_Number(gte=0, lte=86_400))] = 0.0
     """Seconds for which a resumable stream is kept, and goes on generating, after its client was lost. 0: none are."""
     max_retained_stream_bytes: Annotated[int, Parameter(group=_LIMITS, validator=_POSITIVE)] = 2 * 1024 * 1024
     """Bytes of one stream that are kept to be resumed; one that outgrows them goes on, but cannot be resumed."""
@@ -302,13 +313,13 @@ class SecurityConfig:
 class TelemetryConfig:
     """What the service tells of itself beside its log."""
 
-    metrics_port: Annotated[int | None, Parameter(group=_TELEMETRY, validator=Number(gte=0, lte=65535))] = None
+    metrics_port: Annotated[int | None, Parameter(group=_TELEMETRY, validator=_Number(gte=0, lte=65535))] = None
     """Port of the Prometheus metrics, http://HOST:PORT/metrics; 0 lets the system choose. Default: no metrics."""
     metrics_host: Annotated[str, Parameter(group=_TELEMETRY, validator=_is_not_empty)] = "127.0.0.1"
     """Address of the metrics. They are plain HTTP without a credential: keep them on a network of your own."""
     otlp_endpoint: Annotated[str | None, Parameter(group=_TELEMETRY, validator=_is_endpoint)] = None
     """OTLP collector that traces are sent to over gRPC, http://HOST:PORT or https://HOST:PORT. Default: no traces."""
-    trace_ratio: Annotated[float, Parameter(group=_TELEMETRY, validator=Number(gte=0, lte=1))] = 1.0
+    trace_ratio: Annotated[float, Parameter(group=_TELEMETRY, validator=_Number(gte=0, lte=1))] = 1.0
     """Part of the calls that are traced, where the caller's trace context does not decide."""
 
 

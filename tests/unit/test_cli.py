@@ -248,6 +248,7 @@ OUT_OF_RANGE = [
     ("kv-cache-memory", "lots"),
     ("drain-grace", "-1"),
     ("drain-grace", "inf"),
+    ("drain-grace", "nan"),
     ("slow-reader-timeout", "0"),
     ("max-connection-age", "-1"),
     ("max-connections", "0"),
@@ -296,6 +297,14 @@ def test_a_value_out_of_range_names_its_flag(
         (["--model", "x", "--jwt-keys", "a", "--jwt-issuer", "b"], "jwt_keys needs jwt_audience"),
         (["--model", "x", "--jwt-issuer", "b"], "jwt_issuer without jwt_keys would verify nothing"),
         (["--model", "x", "--port", "1.5"], "--port must be a whole number, got 1.5"),
+        (
+            ["--model", "x", "--drain-grace", "nan"],
+            'Invalid value "nan" for --drain-grace. Must be a number, which nan is not.',
+        ),
+        (
+            ["--model", "x", "--trace-ratio", "NaN"],
+            'Invalid value "NaN" for --trace-ratio. Must be a number, which nan is not.',
+        ),
     ],
 )
 def test_wrong_flags_give_one_line(
