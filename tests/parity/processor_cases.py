@@ -315,7 +315,8 @@ def _doubtful(
         # The term of a token whose probability is almost 1 is off by as much as float32 rounds that probability, and
         # the logarithm of the sum that its logit is subtracted from.
         off = 3e-7 + 2.4e-7 * float(row[kept].abs().max())
-        share += min(off / max(-float((normalized * p).nansum()), 1e-30), 1.0)
+        most = row.topk(min(processor.top_n, len(row))).values.log_softmax(dim=-1)
+        share += min(off / max(-float((most * most.exp()).nansum()), 1e-30), 1.0)
     # What torch's float32 makes of a sum of probabilities, in the orders that the filters sort them into, beside what
     # ours are off by: at 50,000 tokens with ties that is more than 4e-5.
     orders = [row, row.sort().values, row[distance.argsort(stable=True)]]

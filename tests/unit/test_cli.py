@@ -73,6 +73,7 @@ OTHER: dict[str, tuple[str, Any]] = {
     "draft_model": ("m3", "m3"),
     "max_running": ("3", 3),
     "max_step_tokens": ("100", 100),
+    "prefill_share": ("0.25", 0.25),
     "block_size": ("32", 32),
     "kv_cache_memory": ("64MiB", "64MiB"),
     "kv_cache_fraction": ("0.5", 0.5),
