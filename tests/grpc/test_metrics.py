@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -342,23 +343,27 @@ async def test_a_port_in_use_is_one_line(start: Start) -> None:
             await start(FakeEngine(), config)
 
 
-async def test_it_answers_again_once_idle_connections_are_timed_out(
-    start: Start, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sent", [b"", b"x"], ids=["nothing", "one byte after the other"])
+async def test_it_answers_again_once_connections_are_timed_out(
+    start: Start, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
-    """A connection that sends nothing is closed after a while, and makes room."""
-    monkeypatch.setattr(exposition._Handler, "timeout", 0.5)
+    """A connection whose request does not come to an end is closed after a while, and makes room."""
+    monkeypatch.setattr(exposition, "REQUEST_TIMEOUT_S", 1.0)
     service = await start(FakeEngine(), with_metrics())
     host, _, port = str(service.server.metrics_address).rpartition(":")
-    idle = [socket.create_connection((host, int(port))) for _ in range(2 * exposition.MAX_CONNECTIONS)]
+    held = [socket.create_connection((host, int(port))) for _ in range(2 * exposition.MAX_CONNECTIONS)]
     try:
         found = None
         async with asyncio.timeout(60):
             while found is None:
+                for connection in held:
+                    with suppress(OSError):
+                        connection.send(sent)
                 try:
                     found = await metrics_of(service)
                 except ScrapeError:
                     await asyncio.sleep(0.05)
         assert found.value("tokenwire_serving") == 1
     finally:
-        for connection in idle:
+        for connection in held:
             connection.close()

@@ -7,6 +7,8 @@ import errno
 import socket
 import socketserver
 import threading
+import time
+from contextlib import suppress
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -15,17 +17,15 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from tokenwire.errors import ConfigurationError
 
 REQUEST_TIMEOUT_S = 5.0
-"""Seconds in which a scraper must have sent its request and taken the answer, each time."""
+"""Seconds from its connection on in which a scraper must have sent its request and taken the answer."""
 MAX_CONNECTIONS = 16
 """Scrapes at the same time; further connections are closed at once."""
 
 _LOOK_S = 0.1
-"""Seconds between two looks at whether to end; a scrape is taken at once."""
+"""Seconds between two looks at whether to end and whose time is over; a scrape is taken at once."""
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = REQUEST_TIMEOUT_S
-
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  (the base's name)
         """Scrapes are no events."""
 
@@ -37,6 +37,10 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._room = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._lock = threading.Lock()
+        self._ends: dict[socket.socket, float] = {}
+        """When the time of each open connection is over, in monotonic seconds. A timeout of the socket would hold for
+        each byte anew."""
         super().__init__(*arguments, **options)
 
     def server_bind(self) -> None:
@@ -47,6 +51,8 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if self._room.acquire(blocking=False):
+            with self._lock:
+                self._ends[request] = time.monotonic() + REQUEST_TIMEOUT_S
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
@@ -56,6 +62,27 @@ class _Server(socketserver.ThreadingMixIn, WSGIServer):
             super().process_request_thread(request, client_address)
         finally:
             self._room.release()
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._ends.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        self._cut(time.monotonic())
+
+    def server_close(self) -> None:
+        super().server_close()
+        self._cut(float("inf"))
+
+    def _cut(self, now: float) -> None:
+        """Shut down the connections whose time is over: what waits for them in a thread ends by that."""
+        # Under the lock, so that none of them is closed meanwhile and its descriptor another's.
+        with self._lock:
+            for connection in [each for each, end in self._ends.items() if end <= now]:
+                del self._ends[connection]
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A scraper that goes away is no event."""
@@ -83,7 +110,7 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Listen no longer. Blocks for 0.1 s at most."""
+        """Listen no longer, and end the scrapes that are under way. Blocks for 0.1 s at most."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
