@@ -1,5 +1,6 @@
 """The figures that `tokenwire top` shows of a server, from two scrapes of its metrics."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,8 +17,13 @@ class Figure(NamedTuple):
     key: str
     """Its name in JSON, with the unit."""
     title: str
-    value: Callable[[Window], Value]
+    measure: Callable[[Window], Value]
     show: Callable[[float], str]
+
+    def value(self, window: Window) -> Value:
+        """What it is; None where nothing happened that could be measured, or what was measured is no number."""
+        value = self.measure(window)
+        return value if isinstance(value, str) or value is None or math.isfinite(value) else None
 
 
 def _gauge(metric: Metric) -> Callable[[Window], Value]:
@@ -115,7 +121,7 @@ FIGURES = (
 
 
 def shown(figure: Figure, window: Window) -> str:
-    """A figure as text; a dash where nothing happened that could be measured."""
+    """A figure as text; a dash where there is none."""
     value = figure.value(window)
     if value is None:
         return "-"

@@ -1,10 +1,14 @@
 """Scrapes read back: figures of one server, and rates between two scrapes."""
 
+import http
+import http.client
 import math
+import socket
+import threading
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,11 +18,9 @@ from tokenwire.telemetry import metrics
 from tokenwire.telemetry.metrics import Metric
 
 TIMEOUT_S = 5.0
-"""Seconds in which a server must answer a scrape."""
+"""Seconds in which a server must have answered a scrape, from the look-up of its name to the last byte."""
 _MAX_BYTES = 4 * 1024 * 1024
-
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Straight to the server, whatever proxy the environment names for the world outside."""
+_NO_ADDRESS = "no address of metrics: write HOST:PORT or http://HOST:PORT/metrics"
 
 Labels = tuple[tuple[str, str], ...]
 
@@ -45,10 +47,13 @@ class Snapshot:
                 for sample in family.samples:
                     labels = tuple(sorted(sample.labels.items()))
                     samples.setdefault(sample.name, {})[labels] = sample.value
-        except (ValueError, KeyError, IndexError):
+        except Exception:
+            # The parser promises no set of errors for what is not its format.
             raise ScrapeError("what answers there are no metrics") from None
         if metrics.REQUESTS_RUNNING.name not in samples:
             raise ScrapeError("what answers there are not tokenwire's metrics")
+        for metric in metrics.METRICS:
+            _check(metric, samples)
         return cls(at, samples)
 
     def value(self, metric: Metric | str, **labels: str) -> float:
@@ -76,6 +81,21 @@ class Snapshot:
 
 def _name_of(metric: Metric | str) -> str:
     return metric if isinstance(metric, str) else metric.shown_name
+
+
+def _check(metric: Metric, samples: dict[str, dict[Labels, float]]) -> None:
+    """Raise ScrapeError where a sample lacks a label, or a bucket a bound that is a number."""
+    name, needed = (f"{metric.name}_bucket", "le") if metric.bounds else (metric.shown_name, "")
+    for labels in map(dict, samples.get(name, {})):
+        missing = [label for label in (*metric.labels, needed) if label and label not in labels]
+        if missing:
+            raise ScrapeError(f"what answers there are not tokenwire's metrics: {name} lacks the label {missing[0]}")
+        try:
+            has_bound = not needed or not math.isnan(float(labels[needed]))
+        except ValueError:
+            has_bound = False
+        if not has_bound:
+            raise ScrapeError(f"what answers there are not tokenwire's metrics: {name} has a bound that is no number")
 
 
 class Window(NamedTuple):
@@ -129,24 +149,83 @@ def url_of(address: str) -> str:
 
 
 def scrape(address: str) -> Snapshot:
-    """The metrics of a server now. Raises ScrapeError."""
-    return Snapshot.of(fetch(address), time.monotonic())
+    """The metrics of a server now. Raises ScrapeError. Blocks for TIMEOUT_S at most, however slowly it answers."""
+    return Snapshot.of(fetch(address, TIMEOUT_S), time.monotonic())
 
 
 def fetch(address: str, timeout_s: float = TIMEOUT_S) -> str:
-    """The text of a server's metrics now. Raises ScrapeError."""
+    """The text of a server's metrics now. Raises ScrapeError. Blocks for ``timeout_s`` at most."""
+    request = _Request(url_of(address), timeout_s)
+    # In a thread, since no timeout of a socket holds for the look-up of a name and all parts of an answer together.
+    reading = threading.Thread(target=request.run, name="scrape", daemon=True)
+    reading.start()
+    reading.join(timeout_s)
+    if reading.is_alive():
+        request.give_up()
+        raise ScrapeError(f"no whole answer within {timeout_s:g} s")
+    return request.text()
+
+
+class _Request:
+    """One GET straight to the server, whatever proxy the environment names; redirects are not followed."""
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        self._connection, self._target = _connection(url, timeout_s)
+        self._outcome: bytes | Exception = b""
+
+    def run(self) -> None:
+        """Ask, and read the answer."""
+        try:
+            self._connection.request("GET", self._target, headers={"Connection": "close"})
+            with self._connection.getresponse() as answer:
+                if answer.status != http.HTTPStatus.OK:
+                    raise ScrapeError(f"it answers {answer.status}")
+                body = answer.read(_MAX_BYTES + 1)
+            if len(body) > _MAX_BYTES:
+                raise ScrapeError(f"what answers there is longer than {_MAX_BYTES // 2**20} MiB")
+            self._outcome = body
+        except Exception as error:  # handed over to the thread that waits
+            self._outcome = error
+        finally:
+            self._connection.close()
+
+    def give_up(self) -> None:
+        """End the thread that reads, without waiting for it."""
+        if (connected := self._connection.sock) is not None:
+            with suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def text(self) -> str:
+        """What was read. Raises ScrapeError."""
+        match self._outcome:
+            case bytes() as body:
+                try:
+                    return body.decode()
+                except UnicodeError:
+                    raise ScrapeError("what answers there are no metrics") from None
+            case ScrapeError() as error:
+                raise error
+            case http.client.InvalidURL():
+                raise ScrapeError(_NO_ADDRESS)
+            case OSError() as error:
+                text = error.strerror or str(error) or type(error).__name__
+                raise ScrapeError(" ".join(text.split()).lower()) from None
+            case UnicodeError() | ValueError() as error:
+                raise ScrapeError(" ".join(str(error).split()).lower()) from None
+            case error:
+                # http.client's own, which are no OSErrors: it speaks something else.
+                raise ScrapeError(f"what answers there is no HTTP server ({type(error).__name__})") from None
+
+
+def _connection(url: str, timeout_s: float) -> tuple[http.client.HTTPConnection, str]:
+    """A connection that is not open yet, and what to ask for."""
     try:
-        with _opener.open(url_of(address), timeout=timeout_s) as answer:
-            text: str = answer.read(_MAX_BYTES).decode()
-            return text
-    except urllib.error.HTTPError as error:
-        raise ScrapeError(f"it answers {error.code}") from None
-    except urllib.error.URLError as error:
-        reason = error.reason
-        why = (reason.strerror or str(reason)) if isinstance(reason, OSError) else str(reason)
-        raise ScrapeError(why.lower()) from None
-    except (OSError, UnicodeError, ValueError) as error:
-        raise ScrapeError(" ".join(str(error).split()).lower() or type(error).__name__) from None
-    except Exception as error:
-        # http.client's own, which are no OSErrors: it speaks something else.
-        raise ScrapeError(f"what answers there is no HTTP server ({type(error).__name__})") from None
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+        if host and parts.scheme in ("http", "https"):
+            make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+            target = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+            return make(host, port, timeout=timeout_s), target
+    except (ValueError, http.client.InvalidURL):
+        pass
+    raise ScrapeError(_NO_ADDRESS)
