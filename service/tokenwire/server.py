@@ -360,7 +360,16 @@ def _tracing(config: TelemetryConfig) -> "Tracing | None":
         raise ConfigurationError(
             f"otlp_endpoint needs OpenTelemetry ({error.name} is missing): pip install 'tokenwire[telemetry]'"
         ) from None
-    return Tracing(config.otlp_endpoint, config.trace_ratio)
+    try:
+        return Tracing(config.otlp_endpoint, config.trace_ratio)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        # The library reads variables of its own, and promises no set of errors for what is wrong with them.
+        cause = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigurationError(
+            f"otlp_endpoint: OpenTelemetry does not start, look at its variables OTEL_*: {cause}"
+        ) from None
 
 
 def _engine_process(config: ServiceConfig) -> EngineHandle:

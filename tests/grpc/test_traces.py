@@ -326,3 +326,32 @@ async def test_the_end_waits_for_work_that_fails_no_longer_than_for_any_other(er
     async with asyncio.timeout(60):
         await _in_daemon(work)
     assert done
+
+
+TLS = [
+    f"OTEL_EXPORTER_OTLP_{part}{file}"
+    for part in ("", "TRACES_")
+    for file in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+]
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "scheme"),
+    [
+        ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "abc", "http"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "soon", "http"),
+        *((variable, "/nonexistent/file.pem", "https") for variable in TLS),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/", "https"),
+    ],
+)
+async def test_a_bad_variable_of_the_library_is_one_line(
+    variable: str, value: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as refused:
+        await Server(traced(f"{scheme}://127.0.0.1:9"), lambda _: FakeEngine()).serve()
+    text = str(refused.value)
+    assert text.startswith("otlp_endpoint: ")
+    assert value in text
+    assert variable in text or "OTEL_*" in text
+    assert "\n" not in text

@@ -6,6 +6,7 @@ gone does not take is dropped, and no call waits for it.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 import tokenwire
 from tokenwire.call import Call
 from tokenwire.engine.protocol import Finish
+from tokenwire.errors import ConfigurationError
 from tokenwire.telemetry.occasionally import pass_on_occasionally
 
 EXPORT_TIMEOUT_S = 5.0
@@ -38,6 +40,12 @@ FLUSH_S = 2.0
 
 _SERVER_ERRORS = frozenset({"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"})
 """Codes that are errors of a server by the conventions; others are the caller's."""
+_FILES = tuple(
+    f"OTEL_EXPORTER_OTLP_{part}{file}"
+    for part in ("", "TRACES_")
+    for file in ("CERTIFICATE", "CLIENT_KEY", "CLIENT_CERTIFICATE")
+)
+"""Variables of the library that name files of its TLS connection."""
 _CHAT_METHODS = ("/Chat", "/ChatStream")
 
 _propagator = TraceContextTextMapPropagator()
@@ -150,7 +158,8 @@ class Tracing:
 
     ``endpoint``: http://HOST:PORT or https://HOST:PORT of its gRPC port. ``sample_ratio``: part of the calls that have
     spans, where the caller has not decided. Headers, certificates and the service's name may come from OpenTelemetry's
-    own variables (OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and so on).
+    own variables (OTEL_EXPORTER_OTLP_HEADERS, OTEL_SERVICE_NAME, OTEL_RESOURCE_ATTRIBUTES and so on). Raises
+    ConfigurationError where one of them names a file that cannot be read, and whatever the library raises for others.
     """
 
     def __init__(
@@ -191,8 +200,26 @@ class Tracing:
 
 
 def _otlp_exporter(endpoint: str) -> SpanExporter:
+    if endpoint.startswith("https:"):
+        _check_files()
     return OTLPSpanExporter(
         endpoint=endpoint,
         timeout=EXPORT_TIMEOUT_S,
         compression=grpc.Compression.Gzip,
     )
+
+
+def _check_files() -> None:
+    """Raise ConfigurationError for a file of the TLS variables that cannot be read.
+
+    The library goes on without one that is not there: then nothing would reach the collector, or all of it would
+    without the certificate that was asked for.
+    """
+    for name in _FILES:
+        if path := os.environ.get(name):
+            try:
+                with open(path, "rb"):
+                    pass
+            except (OSError, ValueError) as error:
+                reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+                raise ConfigurationError(f"otlp_endpoint: {name}: cannot read {path}: {reason.lower()}") from None
