@@ -14,7 +14,7 @@ from harness import Service, service_config
 from test_calls import generate_request
 
 from tokenwire import logs
-from tokenwire.config import LogConfig, ServiceConfig, TelemetryConfig
+from tokenwire.config import LimitsConfig, LogConfig, ServiceConfig, TelemetryConfig
 from tokenwire.telemetry import tracing
 from tokenwire.v1 import generation_service_pb2 as pb
 
@@ -90,3 +90,26 @@ async def test_a_call_that_fails_says_why(start: Start, log: Log) -> None:
     assert (line["status"], line["request_id"]) == ("INVALID_ARGUMENT", "abc")
     assert line["reason"]
     assert "finish_reason" not in line
+
+
+@pytest.mark.parametrize(
+    ("method", "size", "metadata_size", "code"),
+    [
+        ("Generated", 0, 0, grpc.StatusCode.UNIMPLEMENTED),
+        ("Generate", 5000, 0, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        ("Generate", 0, 5000, grpc.StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_what_grpc_refuses_has_no_line_and_no_id(
+    start: Start, log: Log, method: str, size: int, metadata_size: int, code: grpc.StatusCode
+) -> None:
+    limits = LimitsConfig(max_message_bytes=4096)
+    service = await start(FakeEngine(script=say("x")), service_config(limits, max_metadata_bytes=2048))
+    call: Any = service.channel.unary_unary(f"/tokenwire.v1.GenerationService/{method}", None, None)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await call(b"x" * size, metadata=(("x-request-id", "refused"), ("x-much", "x" * metadata_size)))
+    assert refused.value.code() is code
+    assert "x-request-id" not in dict(refused.value.trailing_metadata() or ())
+    # The one line is that of the call behind it.
+    await service.generation.Generate(generate_request(), metadata=METADATA)
+    assert log.request()["request_id"] == "abc"

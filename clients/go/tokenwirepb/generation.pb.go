@@ -1921,7 +1921,9 @@ func (x *Warning) GetMessage() string {
 // First event of every answer: what the server is about to do.
 type GenerationStart struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Id of the request in the server's log; also in the x-request-id response metadata.
+	// Id of the request in the server's log; also in the x-request-id response metadata. It is the caller's own, as sent in
+	// the x-request-id request metadata, where that is 1 to 128 characters of A-Z a-z 0-9 . _ ~ : / + = @ -; anything else
+	// is replaced by an id of the server's.
 	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Id of the model that answers.
 	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
