@@ -303,8 +303,8 @@ def test_a_value_out_of_range_names_its_flag(
             'Invalid value "nan" for --drain-grace. Must be a number, which nan is not.',
         ),
         (
-            ["--model", "x", "--trace-ratio", "NaN"],
-            'Invalid value "NaN" for --trace-ratio. Must be a number, which nan is not.',
+            ["--model", "x", "--trace-ratio", "nan"],
+            'Invalid value "nan" for --trace-ratio. Must be a number, which nan is not.',
         ),
     ],
 )
