@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 import pytest
 import yaml
-from chaos_service import PATIENCE_S, Calls, Outcome, answer_to, outcome, read_all, request
+from chaos_service import PATIENCE_S, Calls, Outcome, answer_to, outcome, read_all, request, until
 from replicas import DEPLOY, DRAIN_DELAY_S, Envoy, Replica
 
 NUM_CALLERS = 20
@@ -50,11 +50,17 @@ class Mesh:
         await asyncio.to_thread(replica.start_again)
         await self.envoy.until_healthy(len(self.replicas))
 
-    async def roll(self) -> None:
-        """Restart each replica in turn, as a rolling update does."""
+    async def roll(self, until_used: Callable[[Replica, int], Awaitable[None]] | None = None) -> None:
+        """Restart each replica in turn, as a rolling update does.
+
+        ``until_used``: waits until callers use a replica that comes back, told how many calls it had before.
+        """
         for replica in self.replicas:
             assert await self.end(replica, signal.SIGTERM) == 0
+            num_before = len(replica.front.journal())
             await self.start_again(replica)
+            if until_used is not None:
+                await until_used(replica, num_before)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +94,9 @@ class Load:
 
     async def run(self, scenario: Callable[[], Awaitable[None]], num_calls: int) -> None:
         """Call while ``scenario`` runs, as often as it takes to come to ``num_calls``."""
-        callers = [asyncio.create_task(self._call(number < self.num_streaming)) for number in range(NUM_CALLERS)]
+        callers = [
+            asyncio.create_task(self._call(caller, caller < self.num_streaming)) for caller in range(NUM_CALLERS)
+        ]
         try:
             while self.num_ended < num_calls:
                 await scenario()
@@ -96,13 +104,27 @@ class Load:
             self.ending = True
             await asyncio.gather(*callers)
 
-    async def _call(self, streams: bool) -> None:
+    async def until_all_use(self, replica: Replica, num_before: int) -> None:
+        """Wait until every caller has come to ``replica``, which had ``num_before`` calls before it was started again.
+
+        A caller that balances itself connects again when its pause between two tries is over; a rolling update gives it
+        that time (``minReadySeconds`` in deploy/kubernetes/deployment.yaml).
+        """
+        prefixes = [f"{caller}:" for caller in range(NUM_CALLERS)]
+
+        def all_came() -> bool:
+            came = replica.front.journal()[num_before:]
+            return all(any(prompt.startswith(prefix) for prompt in came) for prefix in prefixes)
+
+        await until(all_came)
+
+    async def _call(self, caller: int, streams: bool) -> None:
         # A connection of its own, as a caller in a process of its own has.
         options = (("grpc.use_local_subchannel_pool", 1), *self.options)
         async with grpc.aio.insecure_channel(self.target, options) as channel:
             calls = Calls(channel)
             while not self.ending:
-                prompt = f"call {next(self._numbers)}"
+                prompt = f"{caller}: call {next(self._numbers)}"
                 num_tokens = NUM_STREAM_TOKENS if streams else NUM_TOKENS
                 message = request(prompt, num_tokens)
                 if streams:
@@ -137,8 +159,10 @@ async def test_a_rolling_restart_fails_no_call_of_20_callers_that_balance_themse
     mesh: Mesh, num_calls: int
 ) -> None:
     """The shipped config for callers without a proxy watches the health of each replica."""
-    load = Load(mesh.addresses, with_config("service_config_direct.json"), NUM_STREAMING)
-    await load.run(mesh.roll, num_calls)
+    # gRPC's own pause between two tries to connect grows to two minutes.
+    options = (*with_config("service_config_direct.json"), ("grpc.max_reconnect_backoff_ms", 2000))
+    load = Load(mesh.addresses, options, NUM_STREAMING)
+    await load.run(lambda: mesh.roll(load.until_all_use), num_calls)
     assert load.failures == []
     assert load.num_ended >= num_calls
 
