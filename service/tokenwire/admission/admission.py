@@ -210,6 +210,8 @@ class Admission:
             margin_s = _DEADLINE_MARGIN_S + _ITEM_MARGIN_S * (request.num_items - 1)
             in_s = max(0.0, request.deadline - now - margin_s)
             request.timers.append(loop.call_later(in_s, lambda: self._end_empty(request)))
+        # It may go before all that wait, and fit where they do not.
+        self._fill_later()
         return request.waiting
 
     def _unqueue(self, request: _Request) -> None:
