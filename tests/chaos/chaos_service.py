@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import psutil
+import waiting
 from engine_fakes import expected_answer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -237,11 +238,7 @@ class Front:
 
 async def until(condition: Callable[[], bool], timeout_s: float = PATIENCE_S) -> float:
     """Wait for ``condition``; returns the seconds that it took."""
-    began = time.monotonic()
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110  (mostly in another process)
-            await asyncio.sleep(0.02)
-    return time.monotonic() - began
+    return await waiting.until(condition, timeout_s)
 
 
 @dataclass

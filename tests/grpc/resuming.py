@@ -1,12 +1,12 @@
 """Requests for resumable streams, and what a client makes of their events."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
 import grpc.aio
+import waiting
 from harness import Service
 from test_calls import generate_request
 from test_statuses import check_common, failure
@@ -45,9 +45,7 @@ def retention(service: Service) -> Retention:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110  (several places change it)
-            await asyncio.sleep(0.01)
+    await waiting.until(condition, PATIENCE_S)
 
 
 @dataclass
