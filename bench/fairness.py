@@ -14,7 +14,7 @@ from typing import Any
 import grpc.aio
 import uvloop
 
-from bench.report import table
+from bench.report import percentile, table
 from bench.service import running_service
 from tokenwire.v1 import generation_pb2, generation_service_pb2, generation_service_pb2_grpc
 
@@ -29,10 +29,6 @@ def request(token_ids: list[int], max_new_tokens: int) -> generation_service_pb2
     )
     prompt = generation_service_pb2.Prompt(token_ids=token_ids)
     return generation_service_pb2.GenerateRequest(prompt=prompt, generation_config=config)
-
-
-def percentile(values: list[float], fraction: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(fraction * len(values)))]
 
 
 async def measure(address: str, streams: int, prompt: int, quiet_s: float) -> tuple[list[float], list[float], float]:

@@ -23,6 +23,11 @@ def cpu_features() -> str:
     return f"{len(os.sched_getaffinity(0))} cores, {name}, {' '.join(have) or 'no vector extensions listed'}"
 
 
+def percentile(values: Sequence[float], fraction: float) -> float:
+    """The value below which ``fraction`` of ``values`` lie, 0 to 1: one of them, which 0.5 makes the (upper) median."""
+    return sorted(values)[min(len(values) - 1, int(fraction * len(values)))]
+
+
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]

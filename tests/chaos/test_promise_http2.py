@@ -13,6 +13,7 @@ from chaos_service import HERE, Calls, Front, answer_to, outcome, request
 from raw_http2 import connect, continuations, empty_data, rapid_resets, send_all
 
 from bench import reliability
+from bench.report import percentile
 
 PATH = "/tokenwire.v1.GenerationService/GenerateStream"
 HONEST_P99_S = 1.0
@@ -34,7 +35,7 @@ async def honest_p99_s(address: str, count: int, abuse: "asyncio.Future[None]", 
         printed, _ = await prober.communicate()
         assert prober.returncode == 0
         seconds += json.loads(printed)
-    return sorted(seconds)[int(0.99 * len(seconds))]
+    return percentile(seconds, 0.99)
 
 
 @pytest.mark.parametrize("share", [0.1, pytest.param(1.0, marks=pytest.mark.chaos)])

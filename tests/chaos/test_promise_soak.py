@@ -19,6 +19,7 @@ from load import MIX, Disturbance, Load, answers_of
 from watched_service import Outside, Sample, WatchedService, watched_service
 
 from bench import reliability
+from bench.report import percentile
 from tests import tiny_models
 from tokenwire.config import EngineConfig
 
@@ -206,7 +207,7 @@ def slope(lines: Sequence[Line]) -> float:
 
 def report(plan: Plan, load: Load, samples: Samples, kills: Sequence[float], start: Sample, end: Sample) -> None:
     """Print the soak; put a long one down in bench/results."""
-    seconds = sorted(load.seconds)
+    seconds = load.seconds
     warm_up_s = plan.warm_up_s or 0.0
     summary: list[tuple[str, object]] = [
         ("calls", load.num_calls),
@@ -214,8 +215,8 @@ def report(plan: Plan, load: Load, samples: Samples, kills: Sequence[float], sta
         ("errors", len(load.errors)),
         ("kills of the engine", len(kills)),
         ("greedy answers, each that of the idle service", len(seconds)),
-        ("their seconds, p50", seconds[len(seconds) // 2]),
-        ("their seconds, p99", seconds[int(0.99 * len(seconds))]),
+        ("their seconds, p50", percentile(seconds, 0.5)),
+        ("their seconds, p99", percentile(seconds, 0.99)),
         ("memory of the front, MiB per minute after warm-up", front_slope(samples, warm_up_s)),
         ("memory of the engine, MiB per minute after warm-up", engine_slope(samples, warm_up_s)),
         ("memory of the front at the start, MiB", start.front.resident_bytes / MIB),
